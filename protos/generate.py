@@ -75,9 +75,7 @@ def lint() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if gen/ is not current")
     parser.add_argument("--lint", action="store_true", help="lint the protos instead")
     args = parser.parse_args()

@@ -41,10 +41,8 @@ def option(
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
-    """Adds a flag per field of `options`, and `--config`. Flags not given stay unset, so that the environment counts."""
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file with options by their flag names"
-    )
+    """Adds a flag per field of `options`, and `--config`. A flag that is not given leaves room for the environment."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options by their flag names")
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         _add_flag(parser, field, hints[field.name])
@@ -66,9 +64,7 @@ def resolve_options(options: type[T], args: argparse.Namespace, environ: Mapping
         if given is not None:
             values[field.name] = tuple(given) if isinstance(given, list) else given
         elif variable in environ:
-            values[field.name] = _parse(
-                environ[variable], hints[field.name], f"environment variable {variable}"
-            )
+            values[field.name] = _parse(environ[variable], hints[field.name], f"environment variable {variable}")
         elif _flag(field.name) in from_file:
             source = f"{args.config}: {_flag(field.name)}"
             values[field.name] = _parse(from_file[_flag(field.name)], hints[field.name], source)

@@ -14,11 +14,12 @@ from pagoda.rpc.status import to_status
 
 logger = logging.getLogger(__name__)
 
-# Handlers are of any request and response type, which the stubs of grpc cannot express.
+# Handlers are of any request and response type, and grpc-stubs lacks parts of the aio context.
 Handler = Any
+Context = Any
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Maps `PagodaError` to its status; anything else is logged and becomes INTERNAL without details."""
 
     async def intercept_service(
@@ -35,13 +36,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 def _wrap(handler: Handler, method: str) -> Handler:
     if handler.response_streaming:
         inner_stream = handler.stream_stream or handler.unary_stream
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.stream_stream
-            else grpc.unary_stream_rpc_method_handler
-        )
+        make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.unary_stream_rpc_method_handler
 
-        async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
                 async for response in inner_stream(request, context):
                     yield response
@@ -51,11 +48,9 @@ def _wrap(handler: Handler, method: str) -> Handler:
         return make(stream, handler.request_deserializer, handler.response_serializer)
 
     inner = handler.stream_unary or handler.unary_unary
-    make = (
-        grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.unary_unary_rpc_method_handler
-    )
+    make = grpc.stream_unary_rpc_method_handler if handler.stream_unary else grpc.unary_unary_rpc_method_handler
 
-    async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def unary(request: Any, context: Context) -> Any:
         try:
             return await inner(request, context)
         except Exception as error:
@@ -64,7 +59,7 @@ def _wrap(handler: Handler, method: str) -> Handler:
     return make(unary, handler.request_deserializer, handler.response_serializer)
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: str) -> None:
+async def _abort(context: Context, error: Exception, method: str) -> None:
     # grpc's own context.abort raises an exception of its own, which has been answered already.
     if isinstance(error, grpc.aio.AbortError):
         raise error

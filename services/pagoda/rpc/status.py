@@ -28,9 +28,7 @@ def to_status(error: PagodaError) -> status_pb2.Status:
         delay = Duration()
         delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(
-        code=int(error.code), message=error.message[:_MAX_MESSAGE_CHARS], details=details
-    )
+    return status_pb2.Status(code=int(error.code), message=error.message[:_MAX_MESSAGE_CHARS], details=details)
 
 
 def from_rpc_error(error: grpc.RpcError) -> PagodaError:
@@ -75,9 +73,7 @@ def from_message(message: common_pb2.Error) -> PagodaError:
     )
 
 
-def _error_of_code(
-    code: Code, reason: str, message: str, param: str | None, retry_after_s: float
-) -> PagodaError:
+def _error_of_code(code: Code, reason: str, message: str, param: str | None, retry_after_s: float) -> PagodaError:
     if code is Code.RESOURCE_EXHAUSTED:
         return ResourceExhaustedError(message, reason=reason, param=param, retry_after_s=retry_after_s)
     error = PagodaError(message, reason=reason, param=param)
