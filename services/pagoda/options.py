@@ -64,10 +64,10 @@ def resolve_options(options: type[T], args: argparse.Namespace, environ: Mapping
         if given is not None:
             values[field.name] = tuple(given) if isinstance(given, list) else given
         elif variable in environ:
-            values[field.name] = _parse(environ[variable], hints[field.name], f"environment variable {variable}")
+            values[field.name] = _parse(environ[variable], field, hints[field.name], f"environment variable {variable}")
         elif _flag(field.name) in from_file:
             source = f"{args.config}: {_flag(field.name)}"
-            values[field.name] = _parse(from_file[_flag(field.name)], hints[field.name], source)
+            values[field.name] = _parse(from_file[_flag(field.name)], field, hints[field.name], source)
     return options(**values)
 
 
@@ -125,12 +125,16 @@ def _scalar_type(hint: Any) -> tuple[type[Any], bool]:
     return hint, False
 
 
-def _parse(value: Any, hint: Any, source: str) -> Any:
+def _parse(value: Any, field: dataclasses.Field[Any], hint: Any, source: str) -> Any:
     scalar, is_list = _scalar_type(hint)
     if is_list:
         items = value if isinstance(value, list) else str(value).split(",")
         return tuple(_parse_scalar(item, scalar, source) for item in items)
-    return _parse_scalar(value, scalar, source)
+    parsed = _parse_scalar(value, scalar, source)
+    choices = field.metadata["choices"]
+    if choices and parsed not in choices:
+        raise ValueError(f"{source}: {parsed!r} is none of {', '.join(choices)}")
+    return parsed
 
 
 def _parse_scalar(value: Any, scalar: type[Any], source: str) -> Any:
