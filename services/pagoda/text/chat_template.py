@@ -15,7 +15,8 @@ import jinja2
 from pagoda.errors import InvalidArgumentError
 from pagoda.text.content_format import ContentFormat, detect_content_format, tests_for_strings
 from pagoda.text.messages import Message, prepare_messages
-from pagoda.text.template_sandbox import RenderBudget, TemplateSandbox, budget
+from pagoda.text.template_limits import RenderBudget, budget
+from pagoda.text.template_sandbox import TemplateSandbox
 
 # Marks where the final message ends in the rendered text; private-use characters, so that no one types it.
 # The space at its end shows whether the template trims messages.
@@ -111,7 +112,7 @@ class ChatTemplate:
         except Exception as error:
             # A template is a program: with these messages it may do anything wrong that a program can.
             raise InvalidArgumentError(
-                f"The model's chat template cannot render these messages: {error or type(error).__name__}",
+                f"The model's chat template cannot render these messages: {str(error) or type(error).__name__}",
                 reason="CHAT_TEMPLATE_ERROR",
                 param="messages",
             ) from error

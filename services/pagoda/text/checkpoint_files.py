@@ -45,7 +45,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def with_special_tokens_map(tokenizer_config: Json, special_tokens_map: Json) -> Json:
     """What `tokenizer_config.json` says of tokens, completed from the older `special_tokens_map.json`.
 
-    As in transformers, the map counts only beside a configuration without `added_tokens_decoder`, and then
+    As in transformers, the map counts only beside a configuration without `added_tokens_decoder`; there it
     wins.
     """
     return tokenizer_config if "added_tokens_decoder" in tokenizer_config else tokenizer_config | special_tokens_map
@@ -62,17 +62,21 @@ def special_tokens(tokenizer_config: Json) -> dict[str, AddedToken]:
 
 
 def added_tokens(tokenizer_config: Json, special: Mapping[str, AddedToken]) -> list[AddedToken]:
-    """Tokens that `tokenizer_config.json` adds to the tokenizer: by ascending id, then special ones without
-    an id.
+    """Tokens that `tokenizer_config.json` adds to the tokenizer: by ascending id, then those without one.
 
     Those that the tokenizer already has are among them: adding one again changes only its flags.
     """
     special_contents = {token.content for token in special.values()}
-    entries = {int(index): entry for index, entry in tokenizer_config.get("added_tokens_decoder", {}).items()}
-    tokens = [
-        _added_token(entry, special=bool(entry.get("special")) or entry["content"] in special_contents)
-        for _, entry in sorted(entries.items())
-    ]
+    try:
+        by_id = {int(index): entry for index, entry in tokenizer_config.get("added_tokens_decoder", {}).items()}
+        tokens = [
+            _added_token(entry, special=bool(entry.get("special")) or entry["content"] in special_contents)
+            for _, entry in sorted(by_id.items())
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            "added_tokens_decoder in tokenizer_config.json must map token ids to objects with a content."
+        ) from error
     listed = {token.content for token in tokens}
     unlisted = [*special.values(), *_extra_special_tokens(tokenizer_config)]
     return tokens + [token for token in unlisted if token.content not in listed]

@@ -23,11 +23,10 @@ class IncrementalDetokenizer:
     """Text of one generated sequence; the pieces joined are the text of the whole.
 
     With `prompt_tail` empty, the joined pieces equal `tokenizer.decode(ids)`. With it, they are what `ids`
-    add
-    behind it: `decode(prompt_tail + ids)` without its beginning `decode(prompt_tail)`. The difference is the
-    space that SentencePiece-style decoders drop at the start of a text and that a continuation must keep.
+    add behind it: `decode(prompt_tail + ids)` without its beginning `decode(prompt_tail)`. The difference is
+    the space that SentencePiece-style decoders drop at the start of a text and that a continuation must keep.
     It is enough that `prompt_tail` holds one token that is not skipped; a tail of skipped tokens (`<s>`)
-    counts as none.
+    counts as none. Bytes of a character that the prompt leaves unfinished are not completed.
 
     A piece never ends inside a UTF-8 character: at most 3 bytes are held until the character is complete, or
     known to be ill-formed and then emitted as U+FFFD. Work and memory per token are constant.

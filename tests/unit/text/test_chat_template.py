@@ -239,7 +239,8 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
 
 
 def reference(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **SPECIAL_TOKENS)
+    backend = Tokenizer(models.BPE())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL_TOKENS)  # type: ignore[no-untyped-call]
     return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options))
 
 
@@ -342,6 +343,7 @@ class TestErrors:
             (GEMMA, [SYSTEM, USER], "System role not supported"),
             (MISTRAL, [USER, USER], "roles must alternate"),
             ("{{ messages[0].name.first }}", [USER], "has no attribute 'name'"),
+            ("{{ no_such_function() }}", [USER], "'no_such_function' is undefined"),
             ("{{ messages.__class__.__mro__ }}", [USER], "unsafe"),
             ("{{ messages.append(1) }}", [USER], "unsafe"),
             ("{% set ns = namespace(_x=1) %}", [USER], "underscore"),
@@ -436,6 +438,30 @@ class TestBounds:
     def test_time_is_bounded(self, template: str) -> None:
         with pytest.raises(InvalidArgumentError, match="takes too long"):
             ChatTemplate(template, {}, time_limit_s=0.05).render([USER])
+
+    @pytest.mark.parametrize(
+        "show",
+        [
+            "x",
+            "x | tojson",
+            "x | string",
+            "x | upper",
+            "'' ~ x",
+            "[x] | join",
+            "'%s' % [x]",
+            "'%s' | format(x)",
+            "'{}'.format(x)",
+            "[1] | tojson(indent=999999999)",
+            "('%(a)s' * 9999) % {'a': 'a' * 9999}",
+            "('{0}' * 9999).format('a' * 9999)",
+        ],
+    )
+    def test_lists_are_not_printed_without_bound(self, show: str) -> None:
+        doubling = "{% set ns = namespace(x=['a']) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+        template = ChatTemplate(doubling + "{% set x = ns.x %}{{ " + show + " }}", {}, max_chars=1_000_000)
+        with pytest.raises(InvalidArgumentError) as raised:
+            template.render([USER])
+        assert raised.value.reason == "CHAT_TEMPLATE_ERROR"
 
     def test_output_up_to_the_bound_passes(self) -> None:
         template = ChatTemplate("{% for i in range(100) %}{{ messages[0].content }}{% endfor %}", {}, max_chars=1000)

@@ -197,6 +197,12 @@ def test_a_corrupt_json_file_is_named(name: str, content: str | bytes, save_fold
         TextTokenizer.load(folder)
 
 
+@pytest.mark.parametrize("added", [[], {"x": {"content": "a"}}, {"1": {}}, {"1": "a"}, {"1": {"content": 2}}])
+def test_malformed_added_tokens_are_named(added: object, save_folder: SaveFolder) -> None:
+    with pytest.raises(ValueError, match=r"added_tokens_decoder in tokenizer_config\.json"):
+        TextTokenizer.load(save_folder("byte_level", tokenizer_config={"added_tokens_decoder": added}))
+
+
 class TestChatTemplates:
     """Which of a folder's templates is used."""
 
