@@ -99,7 +99,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hi
     default = field.default
     text = field.metadata["help"]
     if default not in (None, ()):
-        text += f" Default: {default}."
+        text += f" Default: {' '.join(default) if isinstance(default, tuple) else default}."
     arguments: dict[str, Any] = {"help": text.replace("%", "%%"), "default": None}
     if scalar is bool:
         arguments["action"] = argparse.BooleanOptionalAction

@@ -52,7 +52,7 @@ CASES: dict[str, tuple[str, Any, int, str | None, str]] = {
         CHAT,
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         400,
-        "messages",
+        "messages[0].content[0]",
         "image_url",
     ),
     "unknown path": ("/v1/nothing", {"a": 1}, 404, None, "/v1/nothing"),

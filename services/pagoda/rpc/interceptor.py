@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -40,7 +41,11 @@ def _wrap(handler: Handler, method: str) -> Handler:
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
-                async for response in inner_stream(request, context):
+                responses = inner_stream(request, context)
+                if inspect.isawaitable(responses):  # it writes its responses itself, as grpc's Health.Watch does
+                    await responses
+                    return
+                async for response in responses:
                     yield response
             except Exception as error:
                 await _abort(context, error, method)

@@ -35,9 +35,11 @@ def from_rpc_error(error: grpc.RpcError) -> PagodaError:
     """The domain error that a Pagoda server sent, or the nearest one for what gRPC itself reports."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     if status is None:
-        code_name = error.code().name if isinstance(error, grpc.Call) else "UNAVAILABLE"
+        # Blocking and aio calls raise errors of different types with the same methods.
+        has_status = isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+        code_name = error.code().name if has_status else "UNAVAILABLE"
         code = Code.__members__.get(code_name, Code.INTERNAL)
-        details = error.details() if isinstance(error, grpc.Call) else str(error)
+        details = error.details() if has_status else str(error)
         return _error_of_code(code, code_name, details or code_name, param=None, retry_after_s=0.0)
     reason, param, retry_after_s = code_reason(status), None, 0.0
     for detail in status.details:

@@ -1,0 +1,185 @@
+"""The `Tokenizer` service, and the endpoints beside generation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from http_client import HttpClient
+from scripted_scheduler import ScriptedScheduler
+
+from pagoda.rpc.status import from_rpc_error
+from pagoda.text import TextTokenizer
+from pagoda.v1 import common_pb2, scheduler_pb2
+from pagoda.v1 import tokenizer_pb2 as pb
+from pagoda.v1.tokenizer_pb2_grpc import TokenizerStub
+
+USER = [{"role": "user", "content": "Hi"}]
+RENDERED = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def stub(client: HttpClient) -> Any:
+    return TokenizerStub(client.channel)  # type: ignore[no-untyped-call]
+
+
+async def test_text_to_tokens_and_back(stub: Any, tokenizer: TextTokenizer) -> None:
+    tokens = await stub.Tokenize(pb.TokenizeRequest(text="the stone", return_token_strings=True))
+    assert list(tokens.token_ids) == tokenizer.encode("the stone")
+    assert "".join(tokens.token_strings) == "theĠstone"
+    assert tokens.max_model_len == 256
+    assert (await stub.Detokenize(pb.DetokenizeRequest(token_ids=tokens.token_ids))).text == "the stone"
+
+
+async def test_a_long_text_goes_through_a_thread(stub: Any, tokenizer: TextTokenizer) -> None:
+    tokens = await stub.Tokenize(pb.TokenizeRequest(text="the stone " * 5000))
+    assert list(tokens.token_ids) == tokenizer.encode("the stone " * 5000)
+
+
+async def test_a_stream_of_tokens_comes_out_in_whole_characters(stub: Any, tokenizer: TextTokenizer) -> None:
+    token_ids = tokenizer.encode("塔 è!")
+
+    async def one_by_one() -> AsyncIterator[pb.DetokenizeStreamRequest]:
+        for token_id in token_ids[:-1]:
+            yield pb.DetokenizeStreamRequest(token_ids=[token_id])
+        # The first byte of a character that never ends.
+        yield pb.DetokenizeStreamRequest(token_ids=tokenizer.encode("塔")[:1])
+
+    texts = [response.text async for response in stub.DetokenizeStream(one_by_one())]
+    assert texts[2] == "塔"
+    assert texts[0] == texts[1] == ""
+    assert "".join(texts) == "塔 è\ufffd"
+
+
+async def test_a_token_id_out_of_range(stub: Any, client: HttpClient) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Detokenize(pb.DetokenizeRequest(token_ids=[10**6]))
+    assert from_rpc_error(raised.value).param == "token_ids"
+    answer = await client.detokenize({"tokens": [10**6]})
+    assert (answer.status, answer.json["error"]["param"]) == (400, "tokens")
+
+
+async def test_a_chat_as_the_model_sees_it(stub: Any, tokenizer: TextTokenizer) -> None:
+    tools = json.dumps([{"type": "function", "function": {"name": "clock"}}])
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hi")], tools_json=tools)
+    rendered = await stub.RenderChat(pb.RenderChatRequest(chat=chat))
+    assert rendered.prompt == f"<tool>clock</tool>{RENDERED}"
+    assert list(rendered.token_ids) == tokenizer.encode(rendered.prompt)
+
+
+@pytest.mark.parametrize("field", ["tools_json", "template_kwargs_json"])
+async def test_json_in_a_chat_that_is_not(stub: Any, field: str) -> None:
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hi")])
+    setattr(chat, field, "[1")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.RenderChat(pb.RenderChatRequest(chat=chat))
+    assert from_rpc_error(raised.value).param == field
+
+
+async def test_tokenizer_info(stub: Any, client: HttpClient, tokenizer: TextTokenizer) -> None:
+    info = await stub.GetTokenizerInfo(pb.GetTokenizerInfoRequest())
+    assert set(info.eos_token_ids) == tokenizer.eos_token_ids
+    assert json.loads(info.config_json) == (await client.tokenizer_info()).json
+    assert "chat_template" in json.loads(info.config_json)
+
+
+async def test_tokenize_as_vllm_has_it(client: HttpClient, tokenizer: TextTokenizer) -> None:
+    ids = tokenizer.encode("the stone")
+    plain = await client.tokenize({"prompt": "the stone"})
+    assert plain.json == {"count": len(ids), "max_model_len": 256, "tokens": ids, "token_strs": None}
+    spelled = await client.tokenize({"prompt": "the stone", "return_token_strs": True})
+    assert "".join(spelled.json["token_strs"]) == "theĠstone"
+    chat = await client.tokenize({"messages": USER})
+    assert (await client.detokenize({"tokens": chat.json["tokens"]})).json == {"prompt": RENDERED}
+    assert (await client.tokenize({"prompt": ""})).json["count"] == 0
+
+
+async def test_nothing_to_tokenize(client: HttpClient) -> None:
+    answer = await client.tokenize({})
+    assert (answer.status, answer.json["error"]["code"]) == (400, "missing_required_parameter")
+
+
+async def test_models(client: HttpClient) -> None:
+    listed = (await client.models()).json
+    assert (listed["object"], [model["id"] for model in listed["data"]]) == ("list", ["tiny", "tiny/alias"])
+    (one,) = [(await client.model("tiny/alias")).json]
+    assert one == listed["data"][1]
+    assert (one["root"], one["max_model_len"], one["owned_by"]) == ("tiny-chat", 256, "pagoda")
+
+
+async def test_version(client: HttpClient) -> None:
+    assert set((await client.version()).json) == {"version"}
+
+
+async def test_health_follows_the_cell(client: HttpClient, scheduler: ScriptedScheduler) -> None:
+    watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    assert (await client.health()).status == 200
+    await scheduler.set_ready(False)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
+    answer = await client.health()
+    assert (answer.status, answer.json["error"]["type"]) == (503, "service_unavailable")
+    assert answer.headers["retry-after"] == "2"
+    refused = await client.chat({"messages": USER})
+    assert refused.status == 503
+
+
+async def test_metrics(client: HttpClient, scheduler: ScriptedScheduler) -> None:
+    scheduler.state = scheduler_pb2.SchedulerState(num_waiting=7, prefix_cache_queries=100, prefix_cache_hits=40)
+    layout = common_pb2.KvLayout(num_blocks=10)
+    scheduler.state.lanes.add(num_running=2, num_referenced_blocks=5, kv_layout=layout)
+    await client.chat({"messages": USER, "max_tokens": 5, "n": 2})
+    values = _values((await client.metrics()).body)
+    prompt_tokens = scheduler.requests[0].num_prompt_tokens
+    assert values["vllm:prompt_tokens_total"] == prompt_tokens
+    assert values["vllm:generation_tokens_total"] == 10
+    assert values['vllm:request_success_total{finished_reason="length"}'] == 2
+    assert values["vllm:time_to_first_token_seconds_count"] == 2
+    assert values["vllm:inter_token_latency_seconds_count"] <= 8
+    assert values["vllm:e2e_request_latency_seconds_count"] == 2
+    assert (values["vllm:num_requests_running"], values["vllm:num_requests_waiting"]) == (2, 7)
+    assert values["vllm:kv_cache_usage_perc"] == 0.5
+    assert (values["vllm:prefix_cache_queries_total"], values["vllm:prefix_cache_hits_total"]) == (100, 40)
+    assert values["vllm:num_preemptions_total"] == 0
+    await scheduler.stop()
+    absent = _values((await client.metrics()).body)
+    assert "vllm:num_requests_running" not in absent
+    assert absent["vllm:generation_tokens_total"] == 10
+    await scheduler.start(scheduler.address)
+
+
+async def test_an_abandoned_request_is_counted_as_such(client: HttpClient, scheduler: ScriptedScheduler) -> None:
+    scheduler.paused = True
+    call = client.start_chat({"messages": USER, "stream": True})
+    await scheduler.until(lambda: len(scheduler.requests) == 1)
+    call.cancel()
+    await scheduler.until(lambda: len(scheduler.aborted) == 1)
+    assert _values((await client.metrics()).body)['vllm:request_success_total{finished_reason="abort"}'] == 1
+
+
+async def test_a_template_of_the_operators(
+    start_client: Callable[..., Awaitable[HttpClient]], tmp_path: Any, scheduler: ScriptedScheduler
+) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("File {{ messages[0].content }}")
+    for template, start in (("Own {{ messages[0].content }}", "Own Hi"), (str(file), "File Hi")):
+        client = await start_client(chat_template=template, response_role="bot")
+        answer = await client.chat({"messages": USER})
+        assert answer.json["choices"][0]["message"] == {"role": "bot", "content": f"Echo: {start}", "refusal": None}
+
+
+def _values(text: bytes) -> dict[str, float]:
+    """Samples by name and labels, without the model's name; buckets left out."""
+    values = {}
+    for line in text.decode().splitlines():
+        if not line.startswith("#") and "_bucket" not in line:
+            name, value = line.rsplit(" ", 1)
+            assert 'model_name="tiny"' in name
+            name = name.replace(',model_name="tiny"', "").replace('{model_name="tiny"}', "")
+            values[name] = float(value)
+    return values
