@@ -21,7 +21,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from pagoda.rpc.channel import CHANNEL_OPTIONS
+from pagoda.rpc.channel import CHANNEL_OPTIONS, SERVER_KEEPALIVE_OPTIONS
 from pagoda.rpc.interceptor import ErrorInterceptor
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class ServiceServer:
         """listen: "host:port" (port 0 picks a free one) or "unix:/path"."""
         self.grpc = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
-            options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)],
+            options=[*CHANNEL_OPTIONS, *SERVER_KEEPALIVE_OPTIONS, ("grpc.so_reuseport", 0)],
         )
         self._listen = listen
         self._services = list(services)

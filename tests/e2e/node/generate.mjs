@@ -23,8 +23,9 @@ call.on("data", (message) => {
     answer.usage = message.usage;
   }
 });
-call.on("error", (error) => {
-  answer.error = { code: error.code, details: error.details };
+// "status" comes exactly once, last; without a listener for "error", Node would throw.
+call.on("error", () => {});
+call.on("status", (status) => {
+  if (status.code !== grpc.status.OK) answer.error = { code: status.code, details: status.details };
   console.log(JSON.stringify(answer));
 });
-call.on("end", () => console.log(JSON.stringify(answer)));

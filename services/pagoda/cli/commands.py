@@ -1,0 +1,109 @@
+"""The subcommands. Each imports what it needs when it runs: `pagoda serve` must not wait for torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from pagoda.options import add_options, resolve_options
+
+
+@dataclass(frozen=True)
+class Command:
+    """run: takes the subcommand's parser, without flags yet, and its arguments; returns the exit code"""
+
+    help: str
+    run: Callable[[argparse.ArgumentParser, Sequence[str]], int]
+
+
+def _parse(options_type: type[Any], parser: argparse.ArgumentParser, argv: Sequence[str]) -> Any:
+    """Options from flags, environment and file. Prints one line and exits with 2 where they are wrong."""
+    add_options(parser, options_type)
+    return _resolve(options_type, parser, parser.parse_args(argv))
+
+
+def _resolve(options_type: type[Any], parser: argparse.ArgumentParser, args: argparse.Namespace) -> Any:
+    try:
+        return resolve_options(options_type, args)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _serve(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from pagoda.cli.serve import ServeOptions, main
+
+    options: ServeOptions = _parse(ServeOptions, parser, argv)
+    return main(options)
+
+
+def _gateway(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from pagoda.gateway.address import Address
+    from pagoda.gateway.config import GatewayOptions
+    from pagoda.gateway.render import render
+    from pagoda.gateway.server import main
+
+    add_options(parser, GatewayOptions)
+    parser.add_argument("--print-config", action="store_true", help="Print Envoy's configuration and end.")
+    args = parser.parse_args(argv)
+    options: GatewayOptions = _resolve(GatewayOptions, parser, args)
+    if args.print_config:
+        print(render(options, Address.parse(options.admin or "127.0.0.1:9901")), end="")
+        return 0
+    return main(options)
+
+
+def _tokenizer(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from pagoda.checkpoint import resolve_model, served_name
+    from pagoda.tokenizer.config import TokenizerOptions
+
+    options: TokenizerOptions = _parse(TokenizerOptions, parser, argv)
+    model = str(options.model) if options.model else None
+    names = options.served_model_name or (served_name(model),)
+    options = replace(options, model=resolve_model(model), served_model_name=names)
+    return _main("pagoda.tokenizer.server", options)
+
+
+def _scheduler(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from pagoda.scheduler.config import SchedulerOptions
+
+    return _main("pagoda.scheduler.server", _parse(SchedulerOptions, parser, argv))
+
+
+def _executor(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from pagoda.checkpoint import resolve_model
+    from pagoda.executor.config import ExecutorOptions
+
+    options: ExecutorOptions = _parse(ExecutorOptions, parser, argv)
+    return _main("pagoda.executor.server", replace(options, model=str(resolve_model(options.model))))
+
+
+def _chat(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from pagoda.cli.chat import ChatOptions, main
+
+    options: ChatOptions = _parse(ChatOptions, parser, argv)
+    return main(options)
+
+
+def _bench(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    canary = import_module("pagoda.bench.canary")
+    canary.add_arguments(benchmarks.add_parser("canary", help="ask questions whose answers can be checked"))
+    return int(canary.main(parser.parse_args(argv)))
+
+
+def _main(module: str, options: Any) -> int:
+    return int(import_module(module).main(options))
+
+
+COMMANDS = {
+    "serve": Command("Run the whole stack on this machine.", _serve),
+    "chat": Command("Talk to a server in the terminal.", _chat),
+    "bench": Command("Measure a server.", _bench),
+    "gateway": Command("Run the gateway: HTTP, SSE and gRPC on one port (Envoy).", _gateway),
+    "tokenizer": Command("Run a tokenizer service: text, chat templates, the OpenAI API.", _tokenizer),
+    "scheduler": Command("Run a scheduler service: batches, KV blocks, requests.", _scheduler),
+    "executor": Command("Run an executor: the model on a GPU or CPU.", _executor),
+}

@@ -1,0 +1,131 @@
+"""What `pagoda serve` runs: one `Service` per process, with its command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pagoda.checkpoint import served_name
+from pagoda.cli.service import Service
+from pagoda.executor.config import ExecutorOptions
+from pagoda.gateway.address import Address
+from pagoda.gateway.config import GatewayOptions
+from pagoda.options import to_flags
+from pagoda.scheduler.config import SchedulerOptions
+from pagoda.tokenizer.config import TokenizerOptions
+
+if TYPE_CHECKING:
+    from pagoda.cli.serve import ServeOptions
+
+T = TypeVar("T")
+
+
+def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
+    """The services in the order in which they are stopped: who sends work before who gets it.
+
+    folder: private, for their sockets
+    model: checkpoint folder
+    """
+    environ = _environ(options)
+    # Envoy's configuration goes with the folder, even if the gateway is killed.
+    inside = {"TMPDIR": str(folder)}
+    # Every user of the machine can read command lines; keys stand in none.
+    keys = {"PAGODA_API_KEY": ",".join(options.api_key)} if options.api_key else {}
+    tokenizers = _names("tokenizer", options.tokenizers)
+    gateway = _from(options, GatewayOptions, tokenizers=tuple(_socket(folder, each) for each in tokenizers))
+    return [
+        _service(
+            "gateway",
+            "gateway",
+            dataclasses.replace(gateway, api_key=()),
+            gateway_url(options),
+            environ | keys | inside,
+        ),
+        *(_tokenizer(options, folder, model, each, environ) for each in tokenizers),
+        *(_executor(options, folder, model, each, environ) for each in _names("executor", options.executors)),
+        _scheduler(options, folder, environ),
+    ]
+
+
+def gateway_url(options: ServeOptions) -> str:
+    """Where this machine reaches the gateway."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+    return f"http://{Address(host, options.port)}"
+
+
+def model_names(options: ServeOptions) -> tuple[str, ...]:
+    return options.served_model_name or (served_name(options.model),)
+
+
+def _tokenizer(options: ServeOptions, folder: Path, model: Path, name: str, environ: dict[str, str]) -> Service:
+    listen = _socket(folder, name)
+    tokenizer = _from(
+        options,
+        TokenizerOptions,
+        model=model,
+        listen=listen,
+        scheduler=_socket(folder, "scheduler"),
+        served_model_name=model_names(options),
+        name=name,
+    )
+    return _service("tokenizer", name, tokenizer, listen, environ)
+
+
+def _executor(options: ServeOptions, folder: Path, model: Path, name: str, environ: dict[str, str]) -> Service:
+    listen = _socket(folder, name)
+    threads = options.threads
+    if threads is None and options.executors > 1:
+        # Executors that each take every core get in each other's way.
+        threads = max(1, (os.cpu_count() or 1) // options.executors)
+    executor = _from(
+        options,
+        ExecutorOptions,
+        model=str(model),
+        listen=listen,
+        scheduler=_socket(folder, "scheduler"),
+        threads=threads,
+        name=name,
+    )
+    return _service("executor", name, executor, listen, environ)
+
+
+def _scheduler(options: ServeOptions, folder: Path, environ: dict[str, str]) -> Service:
+    listen = _socket(folder, "scheduler")
+    scheduler = _from(
+        options,
+        SchedulerOptions,
+        listen=listen,
+        executor_endpoint=f"ipc://{folder}/executors.zmq",
+        tokenizer_endpoint=f"ipc://{folder}/tokenizers.zmq",
+    )
+    return _service("scheduler", "scheduler", scheduler, listen, environ)
+
+
+def _service(kind: str, name: str, options: Any, address: str, environ: dict[str, str]) -> Service:
+    command = (sys.executable, "-m", "pagoda.cli.main", kind, *to_flags(options))
+    return Service(name, kind, command, address, environ)
+
+
+def _from(options: ServeOptions, target: type[T], **own: Any) -> T:
+    """Options of one service: `own`, and what has the same name in `options`."""
+    shared = {each.name for each in dataclasses.fields(target)} & {  # type: ignore[arg-type]
+        each.name for each in dataclasses.fields(options)
+    }
+    return target(**({name: getattr(options, name) for name in shared} | own))
+
+
+def _environ(options: ServeOptions) -> dict[str, str]:
+    """The environment without the variables that `options` were read from: they are in the flags by now."""
+    read = {f"PAGODA_{each.name.upper()}" for each in dataclasses.fields(options)}
+    return {name: value for name, value in os.environ.items() if name not in read}
+
+
+def _names(kind: str, count: int) -> list[str]:
+    return [kind] if count == 1 else [f"{kind}-{i}" for i in range(count)]
+
+
+def _socket(folder: Path, name: str) -> str:
+    return f"unix:{folder}/{name}.sock"

@@ -1,0 +1,61 @@
+"""Runs the gateway: checks the port, renders the configuration, keeps Envoy until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from pagoda.gateway.address import Address, unix_address
+from pagoda.gateway.child import private_folder
+from pagoda.gateway.config import GatewayOptions
+from pagoda.gateway.process import EnvoyProcess
+from pagoda.gateway.render import render
+from pagoda.gateway.signals import stop_event
+from pagoda.logs import configure_logging
+
+logger = logging.getLogger(__name__)
+
+
+def main(options: GatewayOptions) -> int:
+    """Runs until SIGINT or SIGTERM; 0 after an orderly stop."""
+    configure_logging("gateway", options.log_level)
+    try:
+        check_port(options.listen)
+        return asyncio.run(_run(options))
+    except OSError as error:
+        logger.error("%s", error)
+        return 1
+
+
+def check_port(address: Address) -> None:
+    """Raises OSError, saying what to do, if nobody can listen there."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As Envoy does: connections that are still closing down do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+            probe.listen()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"cannot listen on {address}: {reason}; choose another with --port") from error
+
+
+async def _run(options: GatewayOptions) -> int:
+    stop = stop_event()
+    with private_folder("pagoda-gateway-") as folder:
+        admin = Address.parse(options.admin) if options.admin else unix_address(folder / "admin.sock")
+        config = render(options, admin)
+        envoy = await EnvoyProcess.start(config, admin, folder, options.workers, options.log_level)
+        logger.info("Envoy listens on http://%s", options.listen)
+        ended = asyncio.create_task(envoy.wait())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            stopped.cancel()
+            logger.error("Envoy ended by itself with exit code %d", ended.result())
+            return 1
+        logger.info("draining for up to %g s", options.drain_s)
+        await envoy.stop(options.drain_s)
+        return 0
