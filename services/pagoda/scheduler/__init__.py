@@ -1,0 +1,1 @@
+"""The scheduler service: requests as token ids, queues, KV blocks, batches. It knows no text and no tensors."""

@@ -1,0 +1,184 @@
+"""Protobuf messages <-> the core's own objects. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from typing import cast
+
+from google.protobuf.message import DecodeError
+
+from pagoda.errors import InvalidArgumentError
+from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u32, unpack_u64
+from pagoda.rpc.status import to_message
+from pagoda.scheduler.core.plan import StepPlan, StepResult
+from pagoda.scheduler.core.request import FinishReason, Request, RequestKey, Sampling
+from pagoda.scheduler.core.scheduler import Outputs
+from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
+from pagoda.v1 import common_pb2, scheduler_pb2, step_pb2
+
+
+class MalformedMessageError(InvalidArgumentError):
+    """A peer sent bytes that are not the message they should be."""
+
+    reason = "MALFORMED_MESSAGE"
+
+
+def encode_plan(plan: StepPlan) -> bytes:
+    message = step_pb2.StepPlan(
+        step=plan.step,
+        ended_rows=pack_u32(plan.ended_rows),
+        block_rows=pack_u32(plan.block_rows),
+        block_ids=pack_u32(plan.block_ids),
+        rows=pack_u32(plan.rows),
+        num_new_tokens=pack_u32(plan.num_new_tokens),
+    )
+    for start in plan.started_rows:
+        message.started_rows.add(
+            row=start.row,
+            token_ids=pack_u32(start.token_ids),
+            num_computed_tokens=start.num_computed_tokens,
+            block_ids=pack_u32(start.block_ids),
+            sampling=_encode_row_sampling(start.sampling),
+        )
+    return message.SerializeToString()
+
+
+def decode_executor_message(data: bytes) -> StepResult | None:
+    """None for the empty first message of a session. Raises MalformedMessageError."""
+    try:
+        message = step_pb2.ExecutorMessage.FromString(data)
+        if not message.HasField("result"):
+            return None
+        result = message.result
+        rows, token_ids = unpack_u32(result.rows).tolist(), unpack_u32(result.token_ids).tolist()
+    except (DecodeError, ValueError) as error:
+        raise MalformedMessageError(f"not an ExecutorMessage: {error}") from error
+    return StepResult(result.step, rows, token_ids, result.forward_ns)
+
+
+def decode_tokenizer_message(data: bytes, origin: str) -> tuple[list[Request], list[RequestKey]]:
+    """(new requests, keys of aborted ones) of the tokenizer `origin`. Raises MalformedMessageError."""
+    try:
+        message = step_pb2.TokenizerMessage.FromString(data)
+        requests = [_decode_request(each, origin) for each in message.requests]
+        aborts = [RequestKey(origin, key) for key in unpack_u64(message.aborts).tolist()]
+    except (DecodeError, ValueError) as error:
+        raise MalformedMessageError(f"not a TokenizerMessage: {error}") from error
+    return requests, aborts
+
+
+def encode_token_batch(outputs: Outputs) -> bytes:
+    """outputs: those of one tokenizer's requests."""
+    message = step_pb2.TokenBatch(
+        keys=pack_u64([request.key.number for request, _ in outputs.tokens]),
+        num_tokens=pack_u32([1] * len(outputs.tokens)),
+        token_ids=pack_u32([token_id for _, token_id in outputs.tokens]),
+    )
+    for request in outputs.ended:
+        end = request.end
+        assert end is not None
+        message.finished.add(
+            key=request.key.number,
+            reason=encode_finish_reason(end.reason),
+            stop_token_id=end.stop_token_id,
+            error=to_message(end.error) if end.error else None,
+            num_cached_tokens=request.num_cached_tokens or 0,
+        )
+    return message.SerializeToString()
+
+
+def encode_finish_reason(reason: FinishReason) -> common_pb2.FinishReason:
+    return cast(common_pb2.FinishReason, int(reason))
+
+
+def decode_generate(message: scheduler_pb2.SchedulerGenerateRequest, key: RequestKey) -> Request:
+    return Request(
+        key,
+        message.prompt_token_ids,
+        _decode_sampling(message.sampling),
+        request_id=message.request_id or f"scheduler-{key.number}",
+        priority=message.priority,
+        cache_salt=message.cache_salt,
+    )
+
+
+def encode_usage(request: Request) -> common_pb2.Usage:
+    return common_pb2.Usage(
+        prompt_tokens=request.num_prompt_tokens,
+        completion_tokens=request.num_output_tokens,
+        cached_tokens=request.num_cached_tokens or 0,
+    )
+
+
+def decode_lane(message: scheduler_pb2.ExecutorRegistration) -> LaneSpec:
+    """Raises InvalidArgumentError for a role that this scheduler does not know."""
+    try:
+        role = ExecutorRole(message.role)
+    except ValueError:
+        raise InvalidArgumentError(f"unknown executor role {message.role}", param="role") from None
+    return LaneSpec(
+        name=message.name,
+        role=role,
+        model=ModelSpec(
+            fingerprint=message.model.fingerprint,
+            model_type=message.model.model_type,
+            max_model_len=message.model.max_model_len,
+            vocab_size=message.model.vocab_size,
+            eos_token_ids=frozenset(message.model.eos_token_ids),
+            dtype=message.model.dtype,
+        ),
+        block_size=message.kv_layout.block_size,
+        num_blocks=message.kv_layout.num_blocks,
+        max_num_seqs=message.max_num_seqs,
+        max_num_batched_tokens=message.max_num_batched_tokens,
+    )
+
+
+def encode_model(model: ModelSpec) -> common_pb2.ModelInfo:
+    return common_pb2.ModelInfo(
+        fingerprint=model.fingerprint,
+        model_type=model.model_type,
+        max_model_len=model.max_model_len,
+        vocab_size=model.vocab_size,
+        eos_token_ids=sorted(model.eos_token_ids),
+        dtype=model.dtype,
+    )
+
+
+def _decode_request(message: step_pb2.NewRequest, origin: str) -> Request:
+    return Request(
+        RequestKey(origin, message.key),
+        array("I", message.token_ids),
+        _decode_sampling(message.sampling),
+        num_prompt_tokens=message.num_prompt_tokens,
+        request_id=message.request_id,
+        priority=message.priority,
+        cache_salt=message.cache_salt,
+        client_id=message.client_id,
+    )
+
+
+def _decode_sampling(message: common_pb2.SamplingParams) -> Sampling:
+    """Absent fields become their defaults; an absent seed is chosen at random."""
+    return Sampling(
+        seed=message.seed if message.HasField("seed") else secrets.randbits(64),
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        temperature=message.temperature if message.HasField("temperature") else 1.0,
+        top_p=message.top_p if message.HasField("top_p") else 1.0,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        stop_token_ids=frozenset(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        min_tokens=message.min_tokens,
+    )
+
+
+def _encode_row_sampling(sampling: Sampling) -> step_pb2.RowSampling:
+    return step_pb2.RowSampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=max(sampling.top_k, 0),
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+    )

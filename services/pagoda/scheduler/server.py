@@ -1,0 +1,65 @@
+"""The scheduler process: wiring, signals, health."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvloop
+import zmq
+
+from pagoda.logs import configure_logging
+from pagoda.rpc.server import ServiceServer, shutdown_signal
+from pagoda.scheduler.config import SchedulerOptions
+from pagoda.scheduler.engine import Engine
+from pagoda.scheduler.servicer import SchedulerServicer
+from pagoda.v1 import scheduler_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+# Calls have been answered by then; this is for what hangs.
+_STOP_GRACE_S = 1.0
+
+
+def main(options: SchedulerOptions) -> int:
+    """Runs until SIGINT or SIGTERM; returns the exit status."""
+    configure_logging("scheduler", options.log_level)
+    try:
+        return uvloop.run(_serve(options))
+    except OSError as error:
+        logger.error("%s", error)
+        return 1
+
+
+async def _serve(options: SchedulerOptions) -> int:
+    async with running_scheduler(options) as (engine, _):
+        ends: set[asyncio.Future[Any]] = {asyncio.create_task(shutdown_signal()), engine.failed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return 1 if engine.failed.done() else 0
+
+
+@asynccontextmanager
+async def running_scheduler(options: SchedulerOptions) -> AsyncIterator[tuple[Engine, ServiceServer]]:
+    """The service, serving inside the block. Raises OSError when an address cannot be bound."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        engine = Engine(options, context)
+        server = ServiceServer(options.listen, ["pagoda.v1.Scheduler"])
+        servicer = SchedulerServicer(engine, options)
+        scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
+        engine.start()
+        try:
+            await server.start()
+            logger.info("executors connect to %s", engine.executor_router.endpoint)
+            logger.info("tokenizers connect to %s", engine.tokenizer_router.endpoint)
+            await server.set_serving(True)
+            yield engine, server
+        finally:
+            await server.set_serving(False)
+            engine.close()
+            await server.stop(_STOP_GRACE_S)
+    finally:
+        context.destroy()

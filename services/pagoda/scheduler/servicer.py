@@ -1,0 +1,110 @@
+"""`pagoda.v1.Scheduler`: protobuf <-> domain, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from pagoda.errors import InvalidArgumentError, UnimplementedError
+from pagoda.scheduler import codec
+from pagoda.scheduler.config import SchedulerOptions
+from pagoda.scheduler.engine import Engine
+from pagoda.scheduler.state import describe
+from pagoda.v1 import scheduler_pb2 as pb
+from pagoda.v1 import scheduler_pb2_grpc
+
+_SHORTEST_WATCH_INTERVAL_S = 0.05
+
+Registration = TypeVar("Registration", pb.RegisterExecutorRequest, pb.RegisterTokenizerRequest)
+
+
+class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
+    def __init__(self, engine: Engine, options: SchedulerOptions) -> None:
+        self._engine = engine
+        self._options = options
+
+    async def Generate(
+        self, request: pb.SchedulerGenerateRequest, context: Any
+    ) -> AsyncIterator[pb.SchedulerGenerateResponse]:
+        domain_request = codec.decode_generate(request, self._engine.new_local_key())
+        async with self._engine.generate(domain_request) as handle:
+            end = None
+            while end is None:
+                token_ids, end = await handle.next()
+                response = pb.SchedulerGenerateResponse(token_ids=token_ids)
+                if end and end.error:
+                    raise end.error
+                if end:
+                    response.finish_reason = codec.encode_finish_reason(end.reason)
+                    response.usage.CopyFrom(codec.encode_usage(domain_request))
+                yield response
+
+    async def RegisterExecutor(
+        self, requests: AsyncIterator[pb.RegisterExecutorRequest], context: Any
+    ) -> AsyncIterator[pb.RegisterExecutorResponse]:
+        first = await self._first(requests)
+        with self._engine.executor(first.registration) as session:
+            endpoint = self._engine.executor_router.endpoint
+            yield pb.RegisterExecutorResponse(session=self._session(session.id, endpoint))
+            with session.kept_alive_by(requests, self._options.heartbeat_timeout_s):
+                async for _ in session.statuses():
+                    pass
+
+    async def RegisterTokenizer(
+        self, requests: AsyncIterator[pb.RegisterTokenizerRequest], context: Any
+    ) -> AsyncIterator[pb.RegisterTokenizerResponse]:
+        first = await self._first(requests)
+        with self._engine.tokenizer(first.registration.name) as session:
+            endpoint = self._engine.tokenizer_router.endpoint
+            yield pb.RegisterTokenizerResponse(session=self._session(session.id, endpoint))
+            with session.kept_alive_by(requests, self._options.heartbeat_timeout_s):
+                async for status in session.statuses():
+                    yield pb.RegisterTokenizerResponse(status=status)
+
+    async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
+        await self._engine.drain()
+        return pb.DrainResponse()
+
+    async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.GetStateResponse:
+        violations = self._engine.core.check_integrity() if request.check_integrity else []
+        return pb.GetStateResponse(state=self._state(), violations=violations)
+
+    async def WatchState(self, request: pb.WatchStateRequest, context: Any) -> AsyncIterator[pb.WatchStateResponse]:
+        interval_s = request.interval.ToMilliseconds() / 1000 if request.HasField("interval") else 1.0
+        if interval_s < _SHORTEST_WATCH_INTERVAL_S:
+            raise InvalidArgumentError(
+                f"interval must be at least {_SHORTEST_WATCH_INTERVAL_S:g} s, got {interval_s:g} s", param="interval"
+            )
+        while True:
+            yield pb.WatchStateResponse(state=self._state())
+            await asyncio.sleep(interval_s)
+
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:
+        raise UnimplementedError("adapters are not supported yet")
+
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
+        raise UnimplementedError("adapters are not supported yet")
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
+        return pb.ListAdaptersResponse()
+
+    def _state(self) -> pb.SchedulerState:
+        return describe(self._engine)
+
+    def _session(self, session_id: str, endpoint: str) -> pb.Session:
+        interval = Duration()
+        interval.FromMilliseconds(int(self._options.heartbeat_interval_s * 1000))
+        return pb.Session(session_id=session_id, endpoint=endpoint, heartbeat_interval=interval)
+
+    async def _first(self, messages: AsyncIterator[Registration]) -> Registration:
+        message = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.heartbeat_timeout_s):
+                message = await anext(messages, None)
+        if message is None or not message.HasField("registration"):
+            raise InvalidArgumentError("the first message of the stream must be a registration", param="registration")
+        return message

@@ -1,0 +1,140 @@
+"""A cell with simulated executors and a virtual clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from pagoda.scheduler.core.plan import StepPlan, StepResult
+from pagoda.scheduler.core.request import End, Request, RequestKey, Sampling
+from pagoda.scheduler.core.scheduler import CoreOptions, Scheduler
+from pagoda.scheduler.core.simulated import SimulatedExecutor
+from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
+
+EOS = 2
+
+
+def make_model(**changes: Any) -> ModelSpec:
+    values: dict[str, Any] = {
+        "fingerprint": "f" * 8,
+        "model_type": "llama",
+        "max_model_len": 32,
+        "vocab_size": 1000,
+        "eos_token_ids": frozenset({EOS}),
+        "dtype": "bfloat16",
+    }
+    return ModelSpec(**(values | changes))
+
+
+def make_spec(**changes: Any) -> LaneSpec:
+    """Changes go to the lane or to its model, whichever has a field of that name."""
+    of_model = {name: value for name, value in changes.items() if name in ModelSpec.__slots__}
+    values: dict[str, Any] = {
+        "name": "executor",
+        "role": ExecutorRole.MIXED,
+        "model": make_model(**of_model),
+        "block_size": 4,
+        "num_blocks": 8,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 16,
+    }
+    return LaneSpec(**(values | {name: value for name, value in changes.items() if name not in of_model}))
+
+
+class Cell:
+    """Drives the core as the engine does: plans travel to executors, results come back when the test says so."""
+
+    def __init__(self, **options: Any) -> None:
+        self.core = Scheduler(CoreOptions(**options))
+        self.now = 100.0
+        self.executors: dict[str, SimulatedExecutor] = {}
+        self.in_flight: dict[str, deque[tuple[StepPlan, StepResult]]] = {}
+        self.tokens: dict[RequestKey, list[int]] = {}
+        self.ends: dict[RequestKey, End] = {}
+
+    def join(self, name: str = "A", **changes: Any) -> None:
+        spec = make_spec(name=name, **changes)
+        self.core.add_lane(name, spec)
+        self.executors[name] = SimulatedExecutor(spec)
+        self.in_flight[name] = deque()
+
+    def lose(self, name: str, *, died: bool = True) -> None:
+        del self.executors[name], self.in_flight[name]
+        self.core.remove_lane(name, self.now, died=died)
+        self._collect()
+
+    def submit(self, number: int, token_ids: Sequence[int], origin: str = "t", **fields: Any) -> Request:
+        """Fields go to the request or to its sampling parameters."""
+        of_request = {
+            name: fields.pop(name)
+            for name in ("num_prompt_tokens", "request_id", "priority", "cache_salt")
+            if name in fields
+        }
+        request = Request(RequestKey(origin, number), token_ids, Sampling(**fields), **of_request)
+        self.core.submit(request, self.now)
+        self.tokens[request.key] = list(request.token_ids[request.num_prompt_tokens :])
+        self._collect()
+        return request
+
+    def plan(self) -> dict[str, StepPlan]:
+        """One step of the core; the executors work on what it plans at once, and keep their answers."""
+        plans = dict(self.core.step(self.now))
+        for name, plan in plans.items():
+            self.in_flight[name].append((plan, self.executors[name].run(plan)))
+        self._collect()
+        return plans
+
+    def answer(self, name: str = "A") -> StepResult:
+        """The oldest step in flight of an executor comes back."""
+        _, result = self.in_flight[name].popleft()
+        self.core.commit(name, result)
+        self._collect()
+        return result
+
+    def step(self) -> dict[str, StepPlan]:
+        plans = self.plan()
+        for name in plans:
+            self.answer(name)
+        self.check()
+        return plans
+
+    def run(self, most_steps: int = 10_000) -> int:
+        """Steps until nothing is left to do; returns how many."""
+        for count in range(most_steps):
+            if not self.step():
+                return count
+        raise AssertionError("requests do not come to an end")
+
+    def check(self) -> None:
+        assert self.core.check_integrity() == []
+
+    def _collect(self) -> None:
+        outputs = self.core.take_outputs()
+        for request, token_id in outputs.tokens:
+            assert request.key not in self.ends, "a token after the end"
+            self.tokens[request.key].append(token_id)
+        for request in outputs.ended:
+            assert request.key not in self.ends, "a second end"
+            assert request.end is not None
+            self.ends[request.key] = request.end
+
+
+@pytest.fixture(scope="session")
+def spec_of() -> Callable[..., LaneSpec]:
+    return make_spec
+
+
+@pytest.fixture(scope="session")
+def make_cell() -> Callable[..., Cell]:
+    return Cell
+
+
+@pytest.fixture
+def cell() -> Cell:
+    """One executor: 8 blocks of 4 tokens, 4 rows, 16 tokens per step, contexts of 32 tokens."""
+    cell = Cell()
+    cell.join()
+    return cell

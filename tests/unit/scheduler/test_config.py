@@ -1,0 +1,43 @@
+"""Options that would open an unprotected port or cannot work together are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pagoda.scheduler.config import SchedulerOptions
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://127.0.0.1:*", "tcp://127.0.0.1:5555", "tcp://localhost:5555", "tcp://[::1]:5555", "ipc:///run/x"],
+)
+def test_endpoints_of_this_host_are_accepted(endpoint: str) -> None:
+    SchedulerOptions(executor_endpoint=endpoint, tokenizer_endpoint=endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://*:5555", "tcp://0.0.0.0:*", "tcp://10.0.0.1:5555", "tcp://host:5555"])
+@pytest.mark.parametrize("name", ["executor_endpoint", "tokenizer_endpoint"])
+def test_endpoints_that_others_could_reach_are_refused(name: str, endpoint: str) -> None:
+    options: Any = {name: endpoint}
+    with pytest.raises(ValueError, match=f"{name} .* without authentication"):
+        SchedulerOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"executor_endpoint": "inproc://x"},
+        {"executor_endpoint": "127.0.0.1:5555"},
+        {"max_num_waiting": 0},
+        {"max_plans_in_flight": 0},
+        {"heartbeat_interval_s": 0.0},
+        {"heartbeat_timeout_s": 0.5},
+        {"no_executor_timeout_s": 0.0},
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        SchedulerOptions(**options)
