@@ -36,30 +36,38 @@ class NewRequest(_message.Message):
     def __init__(self, key: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., client_id: _Optional[str] = ...) -> None: ...
 
 class TokenBatch(_message.Message):
-    __slots__ = ("keys", "num_tokens", "token_ids", "finished")
+    __slots__ = ("keys", "num_tokens", "token_ids", "finished", "admitted")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
     keys: bytes
     num_tokens: bytes
     token_ids: bytes
     finished: _containers.RepeatedCompositeFieldContainer[FinishedRequest]
-    def __init__(self, keys: _Optional[bytes] = ..., num_tokens: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., finished: _Optional[_Iterable[_Union[FinishedRequest, _Mapping]]] = ...) -> None: ...
+    admitted: _containers.RepeatedCompositeFieldContainer[AdmittedRequest]
+    def __init__(self, keys: _Optional[bytes] = ..., num_tokens: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., finished: _Optional[_Iterable[_Union[FinishedRequest, _Mapping]]] = ..., admitted: _Optional[_Iterable[_Union[AdmittedRequest, _Mapping]]] = ...) -> None: ...
+
+class AdmittedRequest(_message.Message):
+    __slots__ = ("key", "num_cached_tokens")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    num_cached_tokens: int
+    def __init__(self, key: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class FinishedRequest(_message.Message):
-    __slots__ = ("key", "reason", "stop_token_id", "error", "num_cached_tokens")
+    __slots__ = ("key", "reason", "stop_token_id", "error")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     key: int
     reason: _common_pb2.FinishReason
     stop_token_id: int
     error: _common_pb2.Error
-    num_cached_tokens: int
-    def __init__(self, key: _Optional[int] = ..., reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, key: _Optional[int] = ..., reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class ExecutorMessage(_message.Message):
     __slots__ = ("result",)

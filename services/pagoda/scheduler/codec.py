@@ -75,6 +75,8 @@ def encode_token_batch(outputs: Outputs) -> bytes:
         num_tokens=pack_u32([1] * len(outputs.tokens)),
         token_ids=pack_u32([token_id for _, token_id in outputs.tokens]),
     )
+    for request in outputs.admitted:
+        message.admitted.add(key=request.key.number, num_cached_tokens=request.num_cached_tokens)
     for request in outputs.ended:
         end = request.end
         assert end is not None
@@ -83,7 +85,6 @@ def encode_token_batch(outputs: Outputs) -> bytes:
             reason=encode_finish_reason(end.reason),
             stop_token_id=end.stop_token_id,
             error=to_message(end.error) if end.error else None,
-            num_cached_tokens=request.num_cached_tokens or 0,
         )
     return message.SerializeToString()
 

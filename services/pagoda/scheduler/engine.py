@@ -232,6 +232,9 @@ class Engine:
         outputs.ended += self._refused
         self._refused = []
         batches: defaultdict[str, Outputs] = defaultdict(Outputs)
+        for request in outputs.admitted:
+            if request.key.origin != LOCAL:
+                batches[request.key.origin].admitted.append(request)
         for request, token_id in outputs.tokens:
             if request.key.origin == LOCAL:
                 self._handles[request.key].push(token_id)

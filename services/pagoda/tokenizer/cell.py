@@ -89,7 +89,8 @@ class Cell:
                     backoff_s = _FIRST_BACKOFF_S
                     logger.warning("%s; %d requests wait for it to return", error, len(self._requests))
                 elif backoff_s == _FIRST_BACKOFF_S:
-                    logger.warning("%s; trying again", error)
+                    # Expected where all services start at the same time.
+                    logger.info("%s; trying again", error)
             finally:
                 self._on_lost()
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
@@ -103,6 +104,12 @@ class Cell:
         """Raises UnavailableError while the cell cannot take requests."""
         if not self._status.ready:
             raise UnavailableError("no executor of the model is ready to take requests; try again shortly")
+
+    def end_all(self, error: PagodaError) -> None:
+        """Ends every request with `error`."""
+        for entry in list(self._requests.values()):
+            self.abort(entry)
+            entry.stream.fail(error)
 
     # What streams do.
 
@@ -140,6 +147,9 @@ class Cell:
     def on_tokens(self, batch: TokenBatch) -> None:
         """Deals a step's tokens to their streams; each stream wakes once."""
         token_ids: list[int] = unpack_u32(batch.token_ids).tolist()
+        for admitted in batch.admitted:
+            if entry := self._requests.get(admitted.key):
+                entry.admitted(admitted.num_cached_tokens)
         start = 0
         for key, count in zip(unpack_u64(batch.keys).tolist(), unpack_u32(batch.num_tokens).tolist(), strict=True):
             end = start + count

@@ -72,7 +72,7 @@ class Completion:
         min_tokens: int,
     ) -> None:
         self.num_prompt_tokens = len(prompt)
-        # None until the scheduler tells it, which it does at the end.
+        # None until the scheduler tells it, which it does when the request starts.
         self.num_cached_tokens: int | None = None
         self.num_tokens = 0
         # When tokens came, on the clock of `time.perf_counter`; 0 before the first. Kept by `RequestTimes`.
@@ -89,12 +89,10 @@ class Completion:
     def take(self, arrival: Arrival) -> Delta:
         """The text of new tokens. A stop string may end the completion before the scheduler does."""
         token_ids, finished = arrival.token_ids, arrival.finished
+        self.num_cached_tokens = arrival.num_cached_tokens
         shown = token_ids
-        if finished is not None:
-            # A request that another scheduler took over may find tokens in the cache that were not its prompt.
-            self.num_cached_tokens = min(finished.num_cached_tokens, self.num_prompt_tokens)
-            if finished.HasField("stop_token_id") and not self._include_stop:
-                shown = token_ids[:-1]
+        if finished is not None and finished.HasField("stop_token_id") and not self._include_stop:
+            shown = token_ids[:-1]
         if self._matcher is None:
             text = self._detokenizer.push(shown)
         else:

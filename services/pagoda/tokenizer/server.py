@@ -8,6 +8,7 @@ from pathlib import Path
 
 import uvloop
 
+from pagoda.errors import UnavailableError
 from pagoda.logs import configure_logging
 from pagoda.rpc.server import ServiceServer, shutdown_signal
 from pagoda.text import TextTokenizer
@@ -26,6 +27,9 @@ from pagoda.v1.openai_pb2_grpc import add_OpenAIServicer_to_server
 from pagoda.v1.tokenizer_pb2_grpc import add_TokenizerServicer_to_server
 
 logger = logging.getLogger(__name__)
+
+# Time for calls to write the error that ends them, in seconds.
+_LAST_WORDS_S = 1.0
 
 SERVICES = ("pagoda.v1.Tokenizer", "pagoda.v1.Inference", "pagoda.v1.OpenAI")
 
@@ -107,10 +111,14 @@ class TokenizerService:
         await self._ready.wait()
 
     async def stop(self) -> None:
-        """Refuses new calls, lets running ones end, then leaves the cell."""
+        """Refuses new calls, gives running ones `drain_s` to end and then ends them with an error, leaves the cell."""
         cell, health = self.tasks
         health.cancel()
-        await self._server.stop(self._drain_s)
+        stopping = asyncio.create_task(self._server.stop(self._drain_s + _LAST_WORDS_S))
+        await asyncio.wait([stopping], timeout=self._drain_s)
+        # A call that gRPC cuts off would look like the normal end of an event stream.
+        self._cell.end_all(UnavailableError("the service is shutting down; send the request again"))
+        await stopping
         cell.cancel()
         await asyncio.gather(cell, health, return_exceptions=True)
         await self._scheduler.close()

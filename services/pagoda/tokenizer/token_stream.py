@@ -43,11 +43,13 @@ class Arrival:
     index: which request of the group
     token_ids: new tokens, in order
     finished: how it ended, after these tokens; None while it goes on
+    num_cached_tokens: of the prompt; None if the request never ran
     """
 
     index: int
     token_ids: list[int]
     finished: FinishedRequest | None
+    num_cached_tokens: int | None
 
 
 class Requests(Protocol):
@@ -72,6 +74,7 @@ class CellRequest:
     token_ids: list[int] = field(default_factory=list)
     num_read: int = 0
     finished: FinishedRequest | None = None
+    num_cached_tokens: int | None = None
     retry_until: float = 0.0
 
     def to_message(self) -> NewRequest:
@@ -87,6 +90,11 @@ class CellRequest:
             cache_salt=request.cache_salt,
             client_id=request.client_id,
         )
+
+    def admitted(self, num_cached_tokens: int) -> None:
+        # A scheduler that took the request over may tell it again; what counts is what the prompt found at first.
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = num_cached_tokens
 
     def push(self, token_ids: list[int]) -> None:
         self.token_ids += token_ids
@@ -155,7 +163,7 @@ class TokenStream:
         token_ids, finished = entry.take()
         if finished is not None:
             del self._index[entry.key]
-        return Arrival(index, token_ids, finished)
+        return Arrival(index, token_ids, finished, entry.num_cached_tokens)
 
     # What the cell reports.
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from http_client import HttpClient
 from scripted_scheduler import ScriptedScheduler, prompt_of
 
+StartService = Callable[..., Awaitable[TokenizerService]]
 StartClient = Callable[..., Awaitable[HttpClient]]
 
 TEMPLATE = (
@@ -70,11 +71,11 @@ async def scheduler(tokenizer: TextTokenizer) -> AsyncIterator[ScriptedScheduler
 
 
 @pytest.fixture
-async def start_client(checkpoint: Path, scheduler: ScriptedScheduler) -> AsyncIterator[StartClient]:
+async def start_service(checkpoint: Path, scheduler: ScriptedScheduler) -> AsyncIterator[StartService]:
     """Starts a service with the given options, and waits until it is ready."""
     async with AsyncExitStack() as stack:
 
-        async def start(**changes: Any) -> HttpClient:
+        async def start(**changes: Any) -> TokenizerService:
             options = TokenizerOptions(
                 model=checkpoint,
                 listen="127.0.0.1:0",
@@ -87,6 +88,18 @@ async def start_client(checkpoint: Path, scheduler: ScriptedScheduler) -> AsyncI
             await service.start()
             stack.push_async_callback(service.stop)
             await service.until_ready()
+            return service
+
+        yield start
+
+
+@pytest.fixture
+async def start_client(start_service: StartService) -> AsyncIterator[StartClient]:
+    """The same, and a client of it."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**changes: Any) -> HttpClient:
+            service = await start_service(**changes)
             return await stack.enter_async_context(HttpClient(service.address))
 
         yield start

@@ -19,7 +19,7 @@ from pagoda.rpc.server import ServiceServer
 from pagoda.rpc.status import to_message
 from pagoda.v1 import common_pb2, scheduler_pb2, scheduler_pb2_grpc, step_pb2
 from pagoda.v1.common_pb2 import FinishReason
-from pagoda.v1.step_pb2 import FinishedRequest, NewRequest, TokenBatch
+from pagoda.v1.step_pb2 import AdmittedRequest, FinishedRequest, NewRequest, TokenBatch
 
 Reply = Callable[[NewRequest], list[int]]
 
@@ -115,7 +115,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServicer):
             self._socket.send_multipart([identity, batch.SerializeToString()])
 
     def _finished(self, key: int, tokens: list[int]) -> FinishedRequest:
-        finished = FinishedRequest(key=key, reason=FinishReason.FINISH_REASON_LENGTH, num_cached_tokens=3)
+        finished = FinishedRequest(key=key, reason=FinishReason.FINISH_REASON_LENGTH)
         if tokens and tokens[-1] == self.eos_token_id:
             finished.reason = FinishReason.FINISH_REASON_STOP
             finished.stop_token_id = self.eos_token_id
@@ -143,6 +143,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServicer):
         num_emitted = len(request.token_ids) // 4 - request.num_prompt_tokens
         whole = self.reply(request)[: request.sampling.max_tokens]
         self._running[request.key] = (identity, request, whole[num_emitted:])
+        admitted = AdmittedRequest(key=request.key, num_cached_tokens=min(3, request.num_prompt_tokens))
+        self._socket.send_multipart([identity, TokenBatch(admitted=[admitted]).SerializeToString()])
 
     async def _run(self) -> None:
         while True:

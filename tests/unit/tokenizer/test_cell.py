@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -15,8 +15,11 @@ from pagoda.errors import PagodaError, ResourceExhaustedError, UnavailableError
 from pagoda.rpc.arrays import pack_u32, unpack_u64
 from pagoda.text import TextTokenizer
 from pagoda.tokenizer.cell import Cell
+from pagoda.tokenizer.server import TokenizerService
 from pagoda.tokenizer.token_stream import Arrival, TokenRequest
 from pagoda.v1.common_pb2 import FinishReason, ModelInfo, SamplingParams
+
+StartService = Callable[..., Awaitable[TokenizerService]]
 
 PROMPT = {"prompt": "the stone", "stream": True, "max_tokens": 64}
 
@@ -274,3 +277,20 @@ async def aborts_both(scheduler: ScriptedScheduler, call: Any) -> None:
     await scheduler.until(lambda: len(scheduler.aborted) == 2)
     assert time.monotonic() - started < 0.1
     assert sorted(scheduler.aborted) == sorted(each.key for each in scheduler.requests)
+
+
+async def test_a_stream_that_a_shutdown_cuts_off_says_so(
+    start_service: StartService, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.paused = True
+    service = await start_service()
+    async with HttpClient(service.address) as client:
+        call = client.start_completion(PROMPT)
+        await scheduler.until(lambda: len(scheduler.requests) == 1)
+        scheduler.step(num_tokens=3)
+        await call.read()
+        await service.stop()
+        last, done = [event for piece in await read_rest(call) for event in parse_events(piece)]
+    assert last["error"]["type"] == "service_unavailable"
+    assert "shutting down" in last["error"]["message"]
+    assert done == DONE

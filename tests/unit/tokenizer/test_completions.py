@@ -82,3 +82,9 @@ async def test_parameters_reach_the_scheduler_as_given(client: HttpClient, sched
     await client.completion({"prompt": "a"})
     defaulted = scheduler.requests[1].sampling
     assert not any(defaulted.HasField(name) for name in ("temperature", "top_p", "top_k", "min_p"))
+
+
+async def test_cached_tokens_are_told_also_when_a_stop_string_ends_the_text(client: HttpClient) -> None:
+    answer = await client.completion({**ASK, "prompt": [5, 6, 7, 8], "stop": ": "})
+    assert answer.json["choices"][0]["text"] == "Echo"
+    assert answer.json["usage"]["prompt_tokens_details"] == {"cached_tokens": 3}

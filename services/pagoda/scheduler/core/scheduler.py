@@ -61,6 +61,8 @@ class Counters:
 class Outputs:
     """What happened to requests since it was last asked; tokens come before ends."""
 
+    admitted: list[Request] = field(default_factory=list)
+    """Those that got their first row, so that `num_cached_tokens` is known."""
     tokens: list[tuple[Request, int]] = field(default_factory=list)
     ended: list[Request] = field(default_factory=list)
 
@@ -236,16 +238,17 @@ class Scheduler:
             if draft := offer.draft:
                 draft.admit(request, offer.prefix)
                 admitted.append(request)
-                self._count_admission(request, offer.prefix.num_tokens)
+                self._note_admission(request, offer.prefix.num_tokens)
         for request in admitted:
             self.waiting.remove(request)
 
-    def _count_admission(self, request: Request, num_cached: int) -> None:
+    def _note_admission(self, request: Request, num_cached: int) -> None:
         if request.num_cached_tokens is None:
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
             self.counters.prompt_tokens += request.num_prompt_tokens
             self.counters.prefix_cache_queries += request.num_prompt_tokens
             self.counters.prefix_cache_hits += request.num_cached_tokens
+            self._outputs.admitted.append(request)
 
     def _check(self, request: Request) -> None:
         if self._refusal:
