@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from pagoda.children import PARENT_VARIABLE, die_with
 from pagoda.cli.commands import COMMANDS
 from pagoda.errors import PagodaError
-from pagoda.gateway.child import PARENT_VARIABLE, die_with
 
 
 def main(argv: Sequence[str] | None = None) -> int:

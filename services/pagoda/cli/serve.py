@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from pagoda.checkpoint import resolve_model
+from pagoda.children import MAX_FOLDER_CHARS, private_folder
 from pagoda.cli.plan import gateway_url, model_names, plan
 from pagoda.cli.supervisor import ServiceFailedError, Supervisor
 from pagoda.executor.config import ExecutorOptions
-from pagoda.gateway.child import MAX_FOLDER_CHARS, private_folder
 from pagoda.gateway.config import LOG_LEVELS, GatewayOptions
 from pagoda.gateway.server import check_port
-from pagoda.gateway.signals import stop_event
 from pagoda.logs import configure_logging
 from pagoda.options import option
 from pagoda.scheduler.config import SchedulerOptions
+from pagoda.signals import stop_event
 from pagoda.tokenizer.config import TokenizerOptions
 
 

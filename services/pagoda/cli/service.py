@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pagoda.gateway.child import PARENT_VARIABLE
+from pagoda.children import PARENT_VARIABLE
 
 # Longest log line that is passed on; longer ones come in pieces.
 _MAX_LINE_BYTES = 1 << 20

@@ -9,9 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
+from pagoda.children import die_with
 from pagoda.gateway.address import Address
 from pagoda.gateway.admin import Admin
-from pagoda.gateway.child import die_with
 
 logger = logging.getLogger(__name__)
 envoy_logger = logging.getLogger("envoy")

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import socket
 
+from pagoda.children import private_folder
 from pagoda.gateway.address import Address, unix_address
-from pagoda.gateway.child import private_folder
 from pagoda.gateway.config import GatewayOptions
 from pagoda.gateway.process import EnvoyProcess
 from pagoda.gateway.render import render
-from pagoda.gateway.signals import stop_event
 from pagoda.logs import configure_logging
+from pagoda.signals import stop_event
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@
     scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server.grpc)
     await server.start()
     await server.set_serving(True)
-    await shutdown_signal()
+    await stop_event().wait()
     await server.stop(grace_s=5)
 
 Health starts NOT_SERVING; the service says when it is ready.
@@ -12,9 +12,7 @@ Health starts NOT_SERVING; the service says when it is ready.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
 from collections.abc import Sequence
 
 import grpc
@@ -65,19 +63,3 @@ class ServiceServer:
         """Health turns NOT_SERVING, no call is accepted any more, running ones get `grace_s` seconds."""
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(grace_s)
-
-
-async def shutdown_signal() -> signal.Signals:
-    """Waits for SIGINT or SIGTERM. A second one ends the process at once, as the default action does."""
-    loop = asyncio.get_running_loop()
-    received: asyncio.Future[signal.Signals] = loop.create_future()
-
-    def on_signal(number: signal.Signals) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        received.set_result(number)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, on_signal, each)
-    return await received

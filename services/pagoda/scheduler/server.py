@@ -12,10 +12,11 @@ import uvloop
 import zmq
 
 from pagoda.logs import configure_logging
-from pagoda.rpc.server import ServiceServer, shutdown_signal
+from pagoda.rpc.server import ServiceServer
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.engine import Engine
 from pagoda.scheduler.servicer import SchedulerServicer
+from pagoda.signals import stop_event
 from pagoda.v1 import scheduler_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def main(options: SchedulerOptions) -> int:
 
 async def _serve(options: SchedulerOptions) -> int:
     async with running_scheduler(options) as (engine, _):
-        ends: set[asyncio.Future[Any]] = {asyncio.create_task(shutdown_signal()), engine.failed}
+        ends: set[asyncio.Future[Any]] = {asyncio.create_task(stop_event().wait()), engine.failed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return 1 if engine.failed.done() else 0
 

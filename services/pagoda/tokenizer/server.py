@@ -10,7 +10,8 @@ import uvloop
 
 from pagoda.errors import UnavailableError
 from pagoda.logs import configure_logging
-from pagoda.rpc.server import ServiceServer, shutdown_signal
+from pagoda.rpc.server import ServiceServer
+from pagoda.signals import stop_event
 from pagoda.text import TextTokenizer
 from pagoda.tokenizer.cell import Cell
 from pagoda.tokenizer.config import TokenizerOptions
@@ -66,12 +67,12 @@ def _chat_template(given: str | None) -> str | None:
 async def _serve(options: TokenizerOptions, encoder: PromptEncoder) -> int:
     service = TokenizerService(options, encoder)
     await service.start()
-    received = asyncio.create_task(shutdown_signal())
-    ended, _ = await asyncio.wait([received, *service.tasks], return_when=asyncio.FIRST_COMPLETED)
-    for task in ended - {received}:
+    stopped = asyncio.create_task(stop_event().wait())
+    ended, _ = await asyncio.wait([stopped, *service.tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in ended - {stopped}:
         logger.critical("the service cannot go on", exc_info=task.exception())
     await service.stop()
-    return 0 if received in ended else 1
+    return 0 if stopped in ended else 1
 
 
 class TokenizerService:

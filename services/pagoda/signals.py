@@ -1,4 +1,4 @@
-"""How a process that has children is told to stop."""
+"""How a process is told to stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 
 def stop_event() -> asyncio.Event:
-    """Set by the first SIGINT, SIGTERM or SIGHUP. A second one ends the process at once, and its children with it."""
+    """Set by the first SIGINT, SIGTERM or SIGHUP. A second one ends the process at once."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
