@@ -1,0 +1,1 @@
+"""Plain torch, on any device: slow where it must be, and right."""

@@ -1,0 +1,61 @@
+"""Options of the executor."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from pagoda.options import option
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """One executor process; where a name exists in vLLM, it means the same here."""
+
+    model: str | None = option(None, "Folder of a Hugging Face checkpoint (safetensors).", positional=True)
+    scheduler: str = option("127.0.0.1:50052", "gRPC address of the scheduler.", metavar="HOST:PORT")
+    listen: str = option("127.0.0.1:50053", "gRPC address to listen on; port 0 picks one.", metavar="ADDRESS")
+    name: str = option("", "Name in logs and metrics; the host name when empty.")
+    role: str = option("mixed", "What this executor does with requests.", choices=("mixed", "prefill", "decode"))
+    device: str = option(
+        "auto", "Where the model runs; auto takes a GPU if there is one.", choices=("auto", "cpu", "cuda")
+    )
+    dtype: str = option(
+        "auto",
+        "Type of weights and KV cache; auto takes the checkpoint's (on a CPU bfloat16 for float16).",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    load_format: str = option("auto", "dummy: random weights instead of the checkpoint's.", choices=("auto", "dummy"))
+    max_model_len: int | None = option(
+        None, "Longest prompt + completion, in tokens; the model's own limit if not set."
+    )
+    max_num_seqs: int = option(256, "Most requests that run at the same time.")
+    max_num_batched_tokens: int = option(2048, "Most tokens computed in one step.")
+    block_size: int = option(16, "Tokens per KV block.")
+    gpu_memory_utilization: float = option(
+        0.9, "Share of the free memory, weights loaded, for the KV cache, in (0, 1]; on a CPU at most 4 GiB unasked."
+    )
+    kv_cache_memory_bytes: int | None = option(None, "Memory of the KV cache, in bytes, instead of that share.")
+    num_gpu_blocks_override: int | None = option(None, "Number of KV blocks, instead of any computed size.")
+    threads: int | None = option(None, "CPU threads of the model; as many as cores may be used if not set.")
+    log_level: str = option("info", "Least severe log lines.", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _require_positive(name, getattr(self, name))
+        for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "threads"):
+            if (value := getattr(self, name)) is not None:
+                _require_positive(name, value)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it must be in (0, 1]")
+
+    @property
+    def display_name(self) -> str:
+        """`name`, or the host's."""
+        return self.name or socket.gethostname()
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

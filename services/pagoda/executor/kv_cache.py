@@ -1,0 +1,112 @@
+"""The paged KV cache: its size, and the tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pagoda.executor.models.config import ModelConfig
+from pagoda.executor.models.decoder import KvLayer
+
+# Most that a CPU executor takes unasked: a machine's memory is rarely its alone.
+_MAX_DEFAULT_CPU_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """Shape of the cache."""
+
+    num_blocks: int
+    block_size: int
+    """Tokens per block."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of one block in all layers, keys and values."""
+        slot = self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * self.num_layers * self.block_size * slot
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the whole cache."""
+        return self.num_blocks * self.block_bytes
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """What bounds the number of blocks."""
+
+    max_num_seqs: int
+    max_model_len: int
+    gpu_memory_utilization: float = 0.9
+    """Share of the available memory that the cache may take, in (0, 1]; on a GPU and on a CPU."""
+
+    kv_cache_memory_bytes: int | None = None
+    """The cache's memory, instead of that share."""
+
+    num_gpu_blocks_override: int | None = None
+    """The number of blocks, instead of everything else."""
+
+
+def plan_layout(
+    config: ModelConfig,
+    *,
+    block_size: int,
+    dtype: torch.dtype,
+    limits: CacheLimits,
+    device: torch.device,
+    available_bytes: int,
+) -> KvLayout:
+    """The cache within the limits: as large as they allow, but on a CPU no larger than all rows at full length.
+
+    available_bytes: memory of `device` that is free, weights already loaded
+
+    Raises ValueError, naming the option to change, when not even one request of max_model_len tokens fits.
+    """
+
+    def layout(num_blocks: int) -> KvLayout:
+        return KvLayout(num_blocks, block_size, len(config.layers), config.num_kv_heads, config.head_dim, dtype)
+
+    blocks_per_seq = -(-limits.max_model_len // block_size)
+    if limits.num_gpu_blocks_override is not None:
+        num_blocks, source = limits.num_gpu_blocks_override, "--num-gpu-blocks-override"
+    else:
+        budget, source = _budget(limits, device, available_bytes)
+        num_blocks = budget // layout(1).block_bytes
+        if device.type == "cpu":
+            # A GPU's memory has no other use, but a CPU's has: cached prefixes get what running requests leave.
+            num_blocks = min(num_blocks, limits.max_num_seqs * blocks_per_seq)
+    if num_blocks < blocks_per_seq:
+        needed = layout(blocks_per_seq).num_bytes
+        raise ValueError(
+            f"the KV cache would have {num_blocks} blocks of {block_size} tokens, but one request of "
+            f"{limits.max_model_len} tokens needs {blocks_per_seq} ({needed / 2**20:,.1f} MiB): raise {source} "
+            f"or lower --max-model-len"
+        )
+    return layout(num_blocks)
+
+
+def allocate(layout: KvLayout, device: torch.device) -> list[KvLayer]:
+    """k_cache and v_cache of every layer, each [num_blocks, block_size, num_kv_heads, head_dim].
+
+    Not initialized: attention reads only what was stored, and untouched pages cost nothing.
+    """
+    shape = (layout.num_layers, 2, layout.num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim)
+    storage = torch.empty(shape, dtype=layout.dtype, device=device)
+    return [(layer[0], layer[1]) for layer in storage.unbind()]
+
+
+def _budget(limits: CacheLimits, device: torch.device, available_bytes: int) -> tuple[int, str]:
+    """Bytes for the cache, and the option that raises them."""
+    if limits.kv_cache_memory_bytes is not None:
+        return limits.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
+    share = int(limits.gpu_memory_utilization * available_bytes)
+    if device.type == "cpu":
+        return min(share, _MAX_DEFAULT_CPU_BYTES), "--kv-cache-memory-bytes"
+    return share, "--gpu-memory-utilization"

@@ -1,0 +1,131 @@
+"""From a checkpoint folder to a decoder that can run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pagoda.executor.checkpoint import Checkpoint, Shape, fingerprint
+from pagoda.executor.models.config import ModelConfig
+from pagoda.executor.models.decoder import Decoder
+from pagoda.executor.models.families import parse_model_config
+from pagoda.executor.models.json_config import JsonConfig
+from pagoda.executor.models.weights import ReadTensor, build_weights, expected_shapes, is_ignored
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder and what its folder says about it."""
+
+    decoder: Decoder
+    fingerprint: str
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+
+
+def load_model(
+    folder: Path, *, device: torch.device, dtype: str = "auto", max_model_len: int | None = None, dummy: bool = False
+) -> Model:
+    """Loads the checkpoint in `folder`.
+
+    dtype: "bfloat16", "float16", "float32", or "auto": as config.json says, except that a CPU, which computes float16
+    slowly, gets bfloat16 for it
+    max_model_len: longest sequence in tokens; None: as config.json says
+    dummy: random weights (the same every time) instead of the folder's, of which only config.json must exist
+
+    Raises ValueError, naming file, tensor and option, for what cannot be loaded.
+    """
+    started = time.perf_counter()
+    raw = JsonConfig.read(folder / "config.json")
+    config = parse_model_config(raw)
+    max_model_len = _check_max_model_len(max_model_len, config)
+    torch_dtype = _resolve_dtype(dtype, config, device)
+    shapes = expected_shapes(config)
+    if dummy:
+        read, identity = _dummy_weights(config, torch_dtype), fingerprint(raw, ["dummy"])
+    else:
+        checkpoint = Checkpoint(folder)
+        checkpoint.check(shapes, lambda name: is_ignored(config, name))
+        read, identity = lambda name, shape: checkpoint.tensor(name), fingerprint(raw, checkpoint.description())
+    with _progress_bar(len(shapes)) as bar:
+
+        def read_and_count(name: str, shape: Shape) -> Tensor:
+            bar.update()
+            return read(name, shape)
+
+        weights = build_weights(config, read_and_count, torch_dtype, device)
+    num_parameters = sum(math.prod(shape) for shape in shapes.values())
+    logger.info(
+        "loaded %s, %.1f M parameters, as %s in %.2f s",
+        config.architecture,
+        num_parameters / 1e6,
+        str(torch_dtype).removeprefix("torch."),
+        time.perf_counter() - started,
+    )
+    return Model(
+        decoder=Decoder(config, weights, max_model_len),
+        fingerprint=identity,
+        eos_token_ids=read_eos_token_ids(folder, raw),
+        max_model_len=max_model_len,
+    )
+
+
+def read_eos_token_ids(folder: Path, config: JsonConfig) -> tuple[int, ...]:
+    """The tokens that end a request: those of generation_config.json, if there is one, then those of config.json."""
+    path = folder / "generation_config.json"
+    generation = JsonConfig.read(path).token_ids("eos_token_id") if path.exists() else ()
+    return tuple(dict.fromkeys(generation + config.token_ids("eos_token_id")))
+
+
+def _check_max_model_len(max_model_len: int | None, config: ModelConfig) -> int:
+    if max_model_len is None:
+        return config.max_position
+    if not 1 <= max_model_len <= config.max_position:
+        raise ValueError(
+            f"--max-model-len is {max_model_len}, but this model takes between 1 and {config.max_position} tokens"
+        )
+    return max_model_len
+
+
+def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if config.dtype == "float16" and device.type == "cpu" else config.dtype
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+
+
+def _dummy_weights(config: ModelConfig, dtype: torch.dtype) -> ReadTensor:
+    generator = torch.Generator().manual_seed(0)
+
+    def read(name: str, shape: Shape) -> Tensor:
+        if len(shape) == 1:
+            # A norm's factors are 1, and biases nearly nothing.
+            return torch.full(shape, 0.0 if config.norm_plus_one or name.endswith("bias") else 1.0)
+        # Keeps the size of what passes through: uniform numbers of variance 1 / columns.
+        bound = math.sqrt(3 / shape[1])
+        return torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
+
+    return read
+
+
+def _progress_bar(num_tensors: int) -> tqdm[NoReturn]:
+    """Drawn at once on a terminal; in a log, every few seconds once loading has taken long."""
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        total=num_tensors,
+        desc="loading weights",
+        unit="tensor",
+        delay=0 if on_terminal else 2,
+        mininterval=0.1 if on_terminal else 5,
+        leave=False,
+    )

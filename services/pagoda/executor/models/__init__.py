@@ -1,0 +1,1 @@
+"""One generic decoder; a model family is a description of it."""

@@ -1,0 +1,160 @@
+"""The generic decoder: every supported family is this, with its options.
+
+Shape legend: T tokens of the step (all its sequences, one after the other), C hidden_size, H query heads, K key/value
+heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pagoda.executor.models.config import ModelConfig
+from pagoda.executor.models.linear import DenseLinear, Linear
+from pagoda.executor.models.rope import rope_table
+from pagoda.kernels.attention import AttentionParams, AttentionPlan
+from pagoda.kernels.reference.elementwise import apply_rope, gelu_tanh_and_mul, rms_norm, silu_and_mul
+
+KvLayer = tuple[Tensor, Tensor]
+"""A layer's k_cache and v_cache, each [num_blocks, block_size, K, D]."""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Norm weights are [C], those of q and k [D]; None where the family has none."""
+
+    qkv: Linear
+    """[C] -> [(H + 2 K) D]: queries, keys, values."""
+
+    o: Linear
+    gate_up: Linear
+    """[C] -> [2 * intermediate_size]: gate, up."""
+
+    down: Linear
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    attention_out_norm: Tensor | None = None
+    mlp_out_norm: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all of it."""
+        norms = (
+            self.attention_norm,
+            self.mlp_norm,
+            self.q_norm,
+            self.k_norm,
+            self.attention_out_norm,
+            self.mlp_out_norm,
+        )
+        linears = (self.qkv, self.o, self.gate_up, self.down)
+        return sum(norm.nbytes for norm in norms if norm is not None) + sum(linear.num_bytes for linear in linears)
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """Everything that was learned."""
+
+    embedding: Tensor
+    """[vocab_size, C]."""
+
+    layers: Sequence[LayerWeights]
+    norm: Tensor
+    head: Linear | None
+    """[C] -> [vocab_size]; None: the embedding is the head too."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all of it."""
+        ends = self.embedding.nbytes + self.norm.nbytes + (0 if self.head is None else self.head.num_bytes)
+        return ends + sum(layer.num_bytes for layer in self.layers)
+
+
+class Decoder:
+    """A decoder-only transformer over a paged KV cache."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, max_model_len: int) -> None:
+        """max_model_len: longest sequence, in tokens; rotary tables are made for it."""
+        self.config = config
+        self.weights = weights
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        self._head = weights.head or DenseLinear(weights.embedding)
+        ropes = list(dict.fromkeys(layer.rope for layer in config.layers))
+        self._tables = [tuple(table.to(self.device) for table in rope_table(rope, max_model_len)) for rope in ropes]
+        self._layers = [
+            _Layer(config, i, layer_weights, ropes.index(config.layers[i].rope))
+            for i, layer_weights in enumerate(weights.layers)
+        ]
+        # Rounded to the model's dtype first, as the checkpoints were trained.
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
+
+    def forward(self, token_ids: Tensor, positions: Tensor, kv: Sequence[KvLayer], plan: AttentionPlan) -> Tensor:
+        """Compute the step's tokens and store their keys and values.
+
+        token_ids, positions: [T] int32 or int64
+        kv: the cache, layer by layer
+        plan: the step's attention
+
+        Returns the final hidden states [T, C], normed.
+        """
+        x = F.embedding(token_ids, self.weights.embedding)
+        if self._embedding_scale != 1.0:
+            x = x * self._embedding_scale
+        ropes = [(cos[positions], sin[positions]) for cos, sin in self._tables]
+        for layer, layer_kv in zip(self._layers, kv, strict=True):
+            x = layer.forward(x, ropes, layer_kv, plan)
+        return rms_norm(x, self.weights.norm, self.config.norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [n, C] rows of `forward`'s result; returns [n, vocab_size] float32."""
+        logits = self._head(hidden).float()
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+class _Layer:
+    """Attention and MLP, each normed before (and, in Gemma 2 and 3, after) and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int, weights: LayerWeights, rope_index: int) -> None:
+        self._weights = weights
+        self._rope_index = rope_index
+        self._eps = config.norm_eps
+        self._head_dim = config.head_dim
+        self._heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self._activation = silu_and_mul if config.activation == "silu" else gelu_tanh_and_mul
+        self._attention = AttentionParams(
+            config.attention_scale, config.layers[index].sliding_window, config.attention_soft_cap
+        )
+
+    def forward(self, x: Tensor, ropes: Sequence[tuple[Tensor, Tensor]], kv: KvLayer, plan: AttentionPlan) -> Tensor:
+        weights = self._weights
+        out = self._attend(rms_norm(x, weights.attention_norm, self._eps), ropes[self._rope_index], kv, plan)
+        if weights.attention_out_norm is not None:
+            out = rms_norm(out, weights.attention_out_norm, self._eps)
+        x = x + out
+        out = weights.down(self._activation(weights.gate_up(rms_norm(x, weights.mlp_norm, self._eps))))
+        if weights.mlp_out_norm is not None:
+            out = rms_norm(out, weights.mlp_out_norm, self._eps)
+        return x + out
+
+    def _attend(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KvLayer, plan: AttentionPlan) -> Tensor:
+        weights = self._weights
+        num_heads, num_kv_heads, _ = self._heads
+        qkv = weights.qkv(x).view(len(x), -1, self._head_dim)  # [T, H + 2 K, D]
+        if weights.q_norm is None or weights.k_norm is None:
+            # Queries and keys lie side by side and rotate alike.
+            q, k = torch.split(apply_rope(qkv[:, : num_heads + num_kv_heads], *rope), self._heads[:2], dim=1)
+            v = qkv[:, num_heads + num_kv_heads :]
+        else:
+            q, k, v = torch.split(qkv, self._heads, dim=1)
+            q = apply_rope(rms_norm(q, weights.q_norm, self._eps), *rope)
+            k = apply_rope(rms_norm(k, weights.k_norm, self._eps), *rope)
+        plan.store(k, v, *kv)
+        return weights.o(plan.attend(q, *kv, self._attention).flatten(1))

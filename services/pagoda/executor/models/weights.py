@@ -1,0 +1,98 @@
+"""Builds a decoder's weights out of a checkpoint's tensors: names, shapes, fused matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pagoda.executor.models.config import ModelConfig
+from pagoda.executor.models.decoder import DecoderWeights, LayerWeights
+from pagoda.executor.models.families import FAMILIES
+from pagoda.executor.models.linear import DenseLinear, Linear
+
+Shape = tuple[int, ...]
+ReadTensor = Callable[[str, Shape], Tensor]
+"""Gives the tensor of a name and shape, in any dtype and on any device."""
+
+_PREFIX = "model."
+_HEAD = "lm_head.weight"
+
+
+def build_weights(config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
+    """Reads every tensor of the model once, into tensors of `dtype` on `device`."""
+    builder = _Builder(config, read, dtype, device)
+    layers = [builder.layer(f"{_PREFIX}layers.{i}.") for i in range(len(config.layers))]
+    embedding = builder.stacked((f"{_PREFIX}embed_tokens.weight",), (config.vocab_size,), config.hidden_size)
+    head = None
+    if not config.tied_embeddings:
+        head = DenseLinear(builder.stacked((_HEAD,), (config.vocab_size,), config.hidden_size))
+    return DecoderWeights(embedding, layers, builder.norm(f"{_PREFIX}norm", config.hidden_size), head)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor that `build_weights` reads, in that order."""
+    shapes: dict[str, Shape] = {}
+
+    def record(name: str, shape: Shape) -> Tensor:
+        shapes[name] = shape
+        return torch.empty(shape, device="meta")
+
+    build_weights(config, record, torch.float32, torch.device("meta"))
+    return shapes
+
+
+def is_ignored(config: ModelConfig, name: str) -> bool:
+    """Whether a checkpoint may hold a tensor that `build_weights` does not read."""
+    # A tied head is sometimes saved too; old checkpoints hold the rotary frequencies.
+    return (name == _HEAD and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq")
+
+
+class _Builder:
+    def __init__(self, config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device) -> None:
+        self._config = config
+        self._names = FAMILIES[config.architecture].names
+        self._read = read
+        self._dtype = dtype
+        self._device = device
+
+    def layer(self, prefix: str) -> LayerWeights:
+        config, names = self._config, self._names
+        width = config.hidden_size
+        heads = (config.num_heads * config.head_dim, *[config.num_kv_heads * config.head_dim] * 2)
+        return LayerWeights(
+            qkv=self._linear(prefix, names.qkv, heads, width, config.qkv_bias),
+            o=self._linear(prefix, (names.o,), (width,), heads[0], config.o_bias),
+            gate_up=self._linear(prefix, names.gate_up, (config.intermediate_size,) * 2, width, config.mlp_bias),
+            down=self._linear(prefix, (names.down,), (width,), config.intermediate_size, config.mlp_bias),
+            attention_norm=self.norm(prefix + names.attention_norm, width),
+            mlp_norm=self.norm(prefix + names.mlp_norm, width),
+            q_norm=self.norm(prefix + names.q_norm, config.head_dim) if config.qk_norm else None,
+            k_norm=self.norm(prefix + names.k_norm, config.head_dim) if config.qk_norm else None,
+            attention_out_norm=self.norm(prefix + names.attention_out_norm, width) if config.sandwich_norms else None,
+            mlp_out_norm=self.norm(prefix + names.mlp_out_norm, width) if config.sandwich_norms else None,
+        )
+
+    def stacked(self, names: tuple[str, ...], rows: tuple[int, ...], *columns: int) -> Tensor:
+        """The tensors called `names`, one below the other: [sum(rows), *columns]."""
+        stack = torch.empty(sum(rows), *columns, dtype=self._dtype, device=self._device)
+        for part, name in zip(torch.split(stack, list(rows)), names, strict=True):
+            part.copy_(self._read(name, tuple(part.shape)))
+        return stack
+
+    def norm(self, name: str, dim: int) -> Tensor:
+        """[dim]: the factors, in the model's dtype; in float32 where 1 is added (see `rms_norm`)."""
+        weight = self._read(f"{name}.weight", (dim,))
+        if self._config.norm_plus_one:
+            return (weight.to(self._device, torch.float32) + 1.0).contiguous()
+        # A copy: the tensor read may be a view of a file.
+        return torch.empty(dim, dtype=self._dtype, device=self._device).copy_(weight)
+
+    def _linear(self, prefix: str, names: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool) -> Linear:
+        if len(names) == 1:  # the checkpoint has the rows stacked already
+            rows = (sum(rows),)
+        weight = self.stacked(tuple(f"{prefix}{name}.weight" for name in names), rows, columns)
+        if not bias:
+            return DenseLinear(weight)
+        return DenseLinear(weight, self.stacked(tuple(f"{prefix}{name}.bias" for name in names), rows))

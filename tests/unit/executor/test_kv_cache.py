@@ -1,0 +1,76 @@
+"""The size of the KV cache, and the error when it is too small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pagoda.executor.kv_cache import CacheLimits, KvLayout, allocate, plan_layout
+from pagoda.executor.models.config import LayerConfig, ModelConfig
+from pagoda.executor.models.rope import RopeConfig
+
+CONFIG = ModelConfig(
+    architecture="LlamaForCausalLM",
+    model_type="llama",
+    dtype="bfloat16",
+    vocab_size=100,
+    hidden_size=64,
+    intermediate_size=64,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=8,
+    layers=(LayerConfig(RopeConfig(1e4, 8)),) * 3,
+    max_position=4096,
+    norm_eps=1e-6,
+)
+BLOCK_BYTES = 2 * 3 * 16 * 4 * 8 * 2
+GIB = 1 << 30
+
+
+def make_layout(device: str = "cpu", available: int = 64 * GIB, **limits: Any) -> KvLayout:
+    return plan_layout(
+        CONFIG,
+        block_size=16,
+        dtype=torch.bfloat16,
+        limits=CacheLimits(**{"max_num_seqs": 10_000, "max_model_len": 4096} | limits),
+        device=torch.device(device),
+        available_bytes=available,
+    )
+
+
+def test_sizes() -> None:
+    assert make_layout().block_bytes == BLOCK_BYTES
+    # On a CPU: all rows at full length, if that is less than 4 GiB and the share of what is free.
+    assert make_layout(max_num_seqs=3, max_model_len=100).num_blocks == 3 * 7
+    assert make_layout().num_blocks == 4 * GIB // BLOCK_BYTES
+    assert make_layout(available=GIB, gpu_memory_utilization=0.5).num_blocks == GIB // 2 // BLOCK_BYTES
+    # On a GPU: the share alone.
+    assert make_layout("cuda", max_num_seqs=1).num_blocks == int(0.9 * 64 * GIB) // BLOCK_BYTES
+    # What was asked for.
+    assert make_layout(kv_cache_memory_bytes=8 * GIB).num_blocks == 8 * GIB // BLOCK_BYTES
+    assert make_layout(num_gpu_blocks_override=999_999).num_blocks == 999_999
+    assert make_layout(num_gpu_blocks_override=256).num_blocks == 256
+
+
+@pytest.mark.parametrize(
+    ("limits", "option"),
+    [
+        ({"num_gpu_blocks_override": 255}, "--num-gpu-blocks-override"),
+        ({"kv_cache_memory_bytes": 1000}, "--kv-cache-memory-bytes"),
+        ({"available": 1000}, "--kv-cache-memory-bytes"),
+        ({"available": 1000, "device": "cuda"}, "--gpu-memory-utilization"),
+    ],
+)
+def test_one_request_must_fit(limits: dict[str, Any], option: str) -> None:
+    with pytest.raises(ValueError, match=f"needs 256 .*raise {option} or lower --max-model-len"):
+        make_layout(**limits)
+
+
+def test_allocate() -> None:
+    layout = KvLayout(num_blocks=5, block_size=2, num_layers=3, num_kv_heads=4, head_dim=6, dtype=torch.float16)
+    layers = allocate(layout, torch.device("cpu"))
+    assert len(layers) == 3
+    assert all(cache.shape == (5, 2, 4, 6) and cache.is_contiguous() for layer in layers for cache in layer)
+    assert sum(cache.nbytes for layer in layers for cache in layer) == layout.num_bytes
