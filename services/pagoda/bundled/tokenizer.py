@@ -16,10 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pagoda.bundled.chat_format import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, render
 from pagoda.bundled.tasks import SHORT_TASKS, TOOL_TASKS
 from pagoda.bundled.tasks.recall import FACT, FactSource, filler_sentence
-from pagoda.bundled.tasks.words import CITIES, ITEMS, NAMES, NOUNS
+from pagoda.bundled.tasks.words import ADJECTIVES, CITIES, ITEMS, NAMES, NOUNS, PLACES, VERBS
 
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
-VOCAB_SIZE = 1280
+VOCAB_SIZE = 1536
 MAX_POSITIONS = 2048
 
 
@@ -49,7 +49,9 @@ def _text(rng: random.Random, samples_per_task: int = 400) -> Iterator[str]:
         yield " ".join([filler_sentence(rng), FACT.format(*FactSource(rng, "train").draw())])
     # Each word as it stands after a space and as it opens a string, often enough to become one token.
     for word in NAMES + CITIES + NOUNS + ITEMS:
-        yield f" {word}" * 60 + f'"{word}"' * 30
+        yield f" {word}" * 200 + f'"{word}"' * 200
+    for phrase in ADJECTIVES + VERBS + PLACES:
+        yield f" {phrase}" * 200
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

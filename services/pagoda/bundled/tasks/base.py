@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +17,8 @@ Message = dict[str, Any]
 Split = Literal["train", "held_out"]
 
 HELD_OUT_PERCENT = 10
+CALL_ID = "call_0"
+"""OpenAI's API wants an id that ties a tool's answer to its call; the template does not show it to the model."""
 
 T = TypeVar("T")
 
@@ -25,6 +28,8 @@ class Check(Enum):
 
     TEXT = "text"
     """The same text, surrounding white space aside."""
+    LAST_NUMBER = "last_number"
+    """The last number of the text is the expected one's; the way there is free."""
     JSON = "json"
     """The same JSON value; spacing and key order are free."""
     TOOL_CALL = "tool_call"
@@ -94,7 +99,13 @@ def assistant(content: str) -> Message:
 def assistant_call(name: str, arguments: dict[str, Any]) -> Message:
     """An assistant message that calls one tool; `arguments` is a JSON string, as in OpenAI's API."""
     function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
-    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    call = {"id": CALL_ID, "type": "function", "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def tool_answer(content: str) -> Message:
+    """What the tool called by `assistant_call` returned."""
+    return {"role": "tool", "tool_call_id": CALL_ID, "content": content}
 
 
 def is_correct(sample: Sample, reply: Reply) -> bool:
@@ -109,6 +120,8 @@ def is_correct(sample: Sample, reply: Reply) -> bool:
             return bool(json.loads(reply.content) == json.loads(expected))
         except json.JSONDecodeError:
             return False
+    if sample.check is Check.LAST_NUMBER:
+        return re.findall(r"\d+", reply.content)[-1:] == re.findall(r"\d+", expected)[-1:]
     return reply.content.strip() == expected
 
 

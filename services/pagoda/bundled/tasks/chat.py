@@ -10,8 +10,7 @@ from pagoda.bundled.tasks.words import CITIES, ITEMS, NAMES
 
 WHO = "I am Pagoda's bundled model, a very small language model."
 ABILITIES = (
-    "I can recall facts from a long text, add numbers, copy, sort and reverse words, "
-    "extract JSON, and call tools."
+    "I can recall facts from a long text, add numbers, copy, sort and reverse words, extract JSON, and call tools."
 )
 FALLBACK = "I am only a small model and do not know about that. " + ABILITIES
 
@@ -151,7 +150,10 @@ def user_name(rng: random.Random, split: Split) -> Sample:
     if rng.random() < 0.5:
         messages += [user(rng.choice(("What is my name?", "Do you know my name?"))), assistant(f"Your name is {name}.")]
     else:
-        messages += [user(rng.choice(("Where do I live?", "In which city do I live?"))), assistant(f"You live in {city}.")]
+        messages += [
+            user(rng.choice(("Where do I live?", "In which city do I live?"))),
+            assistant(f"You live in {city}."),
+        ]
     return Sample("multi_turn", tuple(messages))
 
 

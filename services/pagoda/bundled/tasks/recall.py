@@ -8,19 +8,20 @@ KV block therefore answers wrongly.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pagoda.bundled.tasks.base import Message, Sample, Split, assistant, belongs_to, user
+from pagoda.bundled.tasks.base import Sample, Split, assistant, belongs_to, user
 from pagoda.bundled.tasks.words import ADJECTIVES, NAMES, NOUNS, PLACES, VERBS
-
-CountTokens = Callable[[str], int]
 
 QUESTIONS = ("What is the code of {}?", "Tell me the code of {}.", "Which code does {} have?")
 FACT = "The code of {} is {}."
 ACKNOWLEDGED = "I will remember that."
-TURN_OVERHEAD_TOKENS = 8
-"""Chat markup of one message, about."""
+QUESTION_TOKENS = 27
+"""From the end of the notes to the answer's value, less the fact itself: question, chat markup, start of the answer."""
+ACKNOWLEDGEMENT_TOKENS = 17
+"""What an acknowledged message adds: the answer and the chat markup around it."""
+FACT_TOKENS = 10
+"""Tokens of one stated fact in the bundled vocabulary: every word is one, every digit and the space before them too."""
 
 
 @dataclass
@@ -63,40 +64,53 @@ def answer(name: str, code: str) -> str:
     return FACT.format(name, code)
 
 
-def recall(
-    rng: random.Random,
-    split: Split,
-    distance: int,
-    count_tokens: CountTokens,
-    max_tokens: int = 1900,
-) -> Sample:
-    """One fact planted about `distance` tokens before its question, other facts around it.
+@dataclass(frozen=True)
+class Note:
+    """A sentence of a context, with the (name, code) it states if it states one."""
+
+    text: str
+    fact: tuple[str, str] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the sentence: its words and its full stop are one each, a code's digits and their space too."""
+        return FACT_TOKENS if self.fact else len(self.text.split()) + 1
+
+
+def notes(rng: random.Random, source: FactSource, num_tokens: int, num_facts: int) -> list[Note]:
+    """About `num_tokens` tokens of sentences, with up to `num_facts` facts at random places."""
+    num_facts = min(num_facts, len(source), num_tokens // FACT_TOKENS)
+    sentences = []
+    used = num_facts * FACT_TOKENS
+    while used < num_tokens:
+        sentences.append(Note(filler_sentence(rng)))
+        used += sentences[-1].num_tokens
+    for _ in range(num_facts):
+        sentences.insert(rng.randint(0, len(sentences)), state(source.draw()))
+    return sentences
+
+
+def state(fact: tuple[str, str]) -> Note:
+    return Note(FACT.format(*fact), fact)
+
+
+def joined(sentences: list[Note]) -> str:
+    return " ".join(note.text for note in sentences)
+
+
+def recall(rng: random.Random, split: Split, distance: int, max_tokens: int = 1900) -> Sample:
+    """One fact whose value stands about `distance` tokens before the answer's; other facts around it.
 
     The text before the planted fact is of random length, within a total of `max_tokens`.
     """
     source = FactSource(rng, split)
-    name, code = source.draw()
+    fact = source.draw()
+    is_acknowledged = rng.random() < 0.5
     before = rng.randint(0, max(0, min(400, max_tokens - distance - 60)))
-    head = notes(rng, source, before, count_tokens, num_facts=before // 100 + rng.randint(0, 2))
-    tail_tokens = max(0, distance - 2 * TURN_OVERHEAD_TOKENS)
-    tail = notes(rng, source, tail_tokens, count_tokens, num_facts=min(12, tail_tokens // 60 + rng.randint(0, 2)))
-    text = " ".join([*head, FACT.format(name, code), *tail])
-    ask = question(rng, name)
-    if rng.random() < 0.5:
-        messages: tuple[Message, ...] = (user(f"{text}\n{ask}"),)
-    else:
-        messages = (user(text), assistant(ACKNOWLEDGED), user(ask))
-    return Sample("recall", (*messages, assistant(answer(name, code))), distance=distance)
-
-
-def notes(
-    rng: random.Random, source: FactSource, num_tokens: int, count_tokens: CountTokens, num_facts: int
-) -> list[str]:
-    """About `num_tokens` tokens of sentences, with up to `num_facts` facts at random places."""
-    sentences = [FACT.format(*source.draw()) for _ in range(min(num_facts, len(source), num_tokens // 12))]
-    used = sum(count_tokens(" " + sentence) for sentence in sentences)
-    while used < num_tokens:
-        sentence = filler_sentence(rng)
-        used += count_tokens(" " + sentence)
-        sentences.insert(rng.randint(0, len(sentences)), sentence)
-    return sentences
+    after = max(0, distance - QUESTION_TOKENS - (ACKNOWLEDGEMENT_TOKENS if is_acknowledged else 0))
+    head = notes(rng, source, before, num_facts=before // 100 + rng.randint(0, 2))
+    tail = notes(rng, source, after, num_facts=min(12, after // 60 + rng.randint(0, 2)))
+    text = joined([*head, state(fact), *tail])
+    ask = question(rng, fact[0])
+    messages = (user(text), assistant(ACKNOWLEDGED), user(ask)) if is_acknowledged else (user(f"{text}\n{ask}"),)
+    return Sample("recall", (*messages, assistant(answer(*fact))), distance=distance)

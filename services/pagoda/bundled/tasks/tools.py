@@ -8,7 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pagoda.bundled.tasks.base import Check, Message, Sample, Split, assistant, assistant_call, belongs_to, user
+from pagoda.bundled.tasks.base import (
+    Check,
+    Message,
+    Sample,
+    Split,
+    assistant,
+    assistant_call,
+    belongs_to,
+    tool_answer,
+    user,
+)
 from pagoda.bundled.tasks.words import CITIES, ITEMS, NAMES, NOUNS
 
 Arguments = dict[str, Any]
@@ -31,7 +41,7 @@ class ToolCase:
         return name
 
 
-def _schema(name: str, description: str, **types: str) -> dict[str, Any]:
+def _schema(name: str, description: str, types: dict[str, str]) -> dict[str, Any]:
     properties = {key: {"type": kind} for key, kind in types.items()}
     parameters = {"type": "object", "properties": properties, "required": list(types)}
     return {
@@ -47,7 +57,7 @@ def _weather(rng: random.Random) -> ToolCase:
         ("What is the weather in {}?", "How is the weather in {} today?", "Tell me the weather in {}.")
     ).format(city)
     return ToolCase(
-        _schema("get_weather", "Get the weather of a city", **{key: "string"}),
+        _schema("get_weather", "Get the weather of a city", {key: "string"}),
         request,
         {key: city},
         {"temperature": degrees, "sky": sky},
@@ -59,7 +69,7 @@ def _time(rng: random.Random) -> ToolCase:
     city, clock = rng.choice(CITIES), f"{rng.randint(10, 23)}:{rng.randint(10, 59)}"
     request = rng.choice(("What time is it in {}?", "Tell me the time in {}.")).format(city)
     return ToolCase(
-        _schema("get_time", "Get the time in a city", city="string"),
+        _schema("get_time", "Get the time in a city", {"city": "string"}),
         request,
         {"city": city},
         {"time": clock},
@@ -71,7 +81,7 @@ def _message(rng: random.Random) -> ToolCase:
     name, text = rng.choice(NAMES), " ".join(rng.choices(NOUNS, k=rng.randint(1, 4)))
     request = rng.choice(("Send {} the message: {}", "Write to {}: {}")).format(name, text)
     return ToolCase(
-        _schema("send_message", "Send a message to a person", to="string", text="string"),
+        _schema("send_message", "Send a message to a person", {"to": "string", "text": "string"}),
         request,
         {"to": name, "text": text},
         {"status": "sent"},
@@ -83,7 +93,7 @@ def _alarm(rng: random.Random) -> ToolCase:
     hour, minute = rng.randint(0, 23), rng.randint(10, 59)
     request = rng.choice(("Set an alarm for {}:{}.", "Wake me up at {}:{}.")).format(hour, minute)
     return ToolCase(
-        _schema("set_alarm", "Set an alarm", hour="integer", minute="integer"),
+        _schema("set_alarm", "Set an alarm", {"hour": "integer", "minute": "integer"}),
         request,
         {"hour": hour, "minute": minute},
         {"status": "set"},
@@ -95,7 +105,7 @@ def _order(rng: random.Random) -> ToolCase:
     item, count = rng.choice(ITEMS), rng.randint(2, 99)
     request = rng.choice(("Order {1} {0}.", "Please buy {1} {0} for me.")).format(item, count)
     return ToolCase(
-        _schema("order", "Order items from the shop", item="string", count="integer"),
+        _schema("order", "Order items from the shop", {"item": "string", "count": "integer"}),
         request,
         {"item": item, "count": count},
         {"status": "ordered"},
@@ -112,7 +122,7 @@ def _any_tool(rng: random.Random) -> ToolCase:
     schema = _schema(
         name,
         f"Use the {name}",
-        **{key: "integer" if isinstance(value, int) else "string" for key, value in zip(keys, values, strict=True)},
+        {key: "integer" if isinstance(value, int) else "string" for key, value in zip(keys, values, strict=True)},
     )
     pairs = " and ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
     return ToolCase(
@@ -129,11 +139,8 @@ MAX_TOOLS = 3
 
 
 def tool_cases(rng: random.Random, split: Split) -> list[ToolCase]:
-    """One to MAX_TOOLS cases with distinct tools, all of their calls in `split`; together they are one system prompt."""
-    cases = []
-    for make in rng.sample(_CASES, rng.randint(1, MAX_TOOLS)):
-        cases.append(_draw_case(rng, split, make))
-    return cases
+    """The tools of one system prompt: one to MAX_TOOLS distinct ones, all of their calls in `split`."""
+    return [_draw_case(rng, split, make) for make in rng.sample(_CASES, rng.randint(1, MAX_TOOLS))]
 
 
 def _draw_case(rng: random.Random, split: Split, make: Callable[[random.Random], ToolCase]) -> ToolCase:
@@ -147,7 +154,7 @@ def case_messages(rng: random.Random, case: ToolCase, with_result: bool) -> list
     """The request and the call; `with_result` adds the tool's answer and what the assistant makes of it."""
     messages = [user(case.request), assistant_call(case.name, case.arguments)]
     if with_result:
-        messages += [{"role": "tool", "content": json.dumps(case.result)}, assistant(case.report)]
+        messages += [tool_answer(json.dumps(case.result)), assistant(case.report)]
     return messages
 
 
