@@ -1,4 +1,4 @@
-"""Held-out accuracy of a training model.
+"""Held-out accuracy of a model: during training, or of an exported folder by `python -m pagoda.bundled.evaluate`.
 
 A sample counts as solved when every token of the expected answer, the end mark included, is the most likely one
 given those before it. That is the same as greedy decoding writing exactly that answer, at the price of one forward
@@ -7,14 +7,18 @@ pass. For JSON and tool calls it is stricter than the checkers, which let spacin
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from pagoda.bundled import CHAT_MODEL
 from pagoda.bundled.corpus import encode
+from pagoda.bundled.export import load_exported
 from pagoda.bundled.model import Llama
 from pagoda.bundled.tasks import RECALL_DISTANCES, SHORT_TASKS, TOOL_TASKS, Sample, recall
 
@@ -71,3 +75,21 @@ def _solved(model: Llama, rows: Sequence[tuple[list[int], int]]) -> int:
     hits = logits.argmax(-1) == tensor[:, 1:][targets[:, 1:]]
     sizes = [size for _, size in rows]
     return sum(bool(part.all()) for part in hits.split(sizes))
+
+
+def main() -> None:
+    """Print a table of the held-out accuracy of an exported model."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model", type=Path, default=CHAT_MODEL, help="folder of the model")
+    parser.add_argument("--samples", type=int, default=200, help="per task and per recall distance")
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, tokenizer = load_exported(options.model)
+    for task, samples in held_out_samples(options.samples, options.seed).items():
+        print(f"{task:<12} {len(samples):>5} {100 * accuracy(model, tokenizer, samples):>6.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Writes a training model as a Hugging Face Llama folder, file by file, each replaced at once."""
+"""A training model as a Hugging Face Llama folder: written file by file, each replaced at once; and read back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from pagoda.bundled.chat_format import END_OF_TEXT, IM_END
@@ -31,6 +31,28 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype 
         for file in sorted(staging.iterdir()):
             file.chmod(0o644)  # save_file makes its file private
             os.replace(file, folder / file.name)
+
+
+def load_exported(folder: Path) -> tuple[Llama, Tokenizer]:
+    """Read a folder that `export` wrote; the weights become float32."""
+    config = json.loads((folder / "config.json").read_text())
+    model = Llama(
+        ModelConfig(
+            vocab_size=config["vocab_size"],
+            width=config["hidden_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=config["num_attention_heads"],
+            num_kv_heads=config["num_key_value_heads"],
+            head_dim=config["head_dim"],
+            mlp_width=config["intermediate_size"],
+            rope_theta=config["rope_theta"],
+            norm_eps=config["rms_norm_eps"],
+            max_positions=config["max_position_embeddings"],
+        )
+    )
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
+    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def llama_config(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from pagoda.bundled.corpus import Corpus
 from pagoda.bundled.evaluate import accuracy
-from pagoda.bundled.export import export
+from pagoda.bundled.export import export, load_exported
 from pagoda.bundled.model import Llama, ModelConfig, chat_config, draft_config
 from pagoda.bundled.optimizer import Optimizers, orthogonalize, schedule
 from pagoda.bundled.schedule import plan_step
@@ -41,6 +41,16 @@ def test_exported_model_has_the_same_logits_in_transformers(tokenizer: Tokenizer
         expected = model(ids)
         actual = loaded(ids).logits.flatten(0, 1)
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_exported_model_reads_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = small_model(tokenizer)
+    export(model, tokenizer, tmp_path, torch.float32)
+    read, read_tokenizer = load_exported(tmp_path)
+    assert read.config == model.config
+    assert read_tokenizer.to_str() == tokenizer.to_str()
+    for ours, theirs in zip(read.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_export_leaves_no_other_files(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from pagoda.bundled import CHAT_MODEL, DRAFT_MODEL
 from pagoda.bundled.chat_format import CHAT_TEMPLATE, IM_END
 from pagoda.bundled.evaluate import accuracy
-from pagoda.bundled.model import Llama, ModelConfig, chat_config, draft_config
+from pagoda.bundled.export import load_exported
+from pagoda.bundled.model import Llama, chat_config, draft_config
 from pagoda.bundled.tasks import SHORT_TASKS, TOOL_TASKS, Sample, recall
 from pagoda.bundled.tasks.base import assistant, user
 from pagoda.bundled.tasks.words import CITIES, ITEMS, NAMES, NOUNS
@@ -30,20 +30,15 @@ def shipped_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(CHAT_MODEL / "tokenizer.json"))
 
 
-def load(folder: Path, config: ModelConfig) -> Llama:
-    model = Llama(config)
-    weights = load_file(folder / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
-    return model
-
-
 @pytest.fixture(scope="module")
-def model(shipped_tokenizer: Tokenizer) -> Llama:
-    return load(CHAT_MODEL, chat_config(shipped_tokenizer.get_vocab_size()))
+def model() -> Llama:
+    return load_exported(CHAT_MODEL)[0]
 
 
-def test_weights_fit_their_configuration_and_the_draft_is_at_most_a_quarter(model: Llama) -> None:
-    draft = load(DRAFT_MODEL, draft_config(model.config.vocab_size))
+def test_sizes_are_those_of_the_script_and_the_draft_is_at_most_a_quarter(model: Llama) -> None:
+    draft, _ = load_exported(DRAFT_MODEL)
+    assert model.config == chat_config(model.config.vocab_size)
+    assert draft.config == draft_config(model.config.vocab_size)
     sizes = [sum(parameter.numel() for parameter in m.parameters()) for m in (model, draft)]
     assert 4 * sizes[1] <= sizes[0]
     assert all(torch.isfinite(parameter).all() for m in (model, draft) for parameter in m.parameters())

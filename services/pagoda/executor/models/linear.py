@@ -24,9 +24,9 @@ class Linear(Protocol):
 class DenseLinear:
     """W as one tensor in the model's dtype.
 
-    torch chooses a matrix kernel by the number of rows. Measured on x86 with AVX-512: in bfloat16 a row's result has the
-    same bits whatever the number of rows; in float32 it differs in its last bits for fewer than four rows, and for a few
-    other small numbers with several threads.
+    torch chooses a matrix kernel by the number of rows. Measured on x86 with AVX-512: in bfloat16 a row's result has
+    the same bits whatever the number of rows; in float32 it differs in its last bits for fewer than four rows, and for
+    a few other small numbers with several threads.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
