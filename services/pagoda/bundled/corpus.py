@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pagoda.bundled.chat_format import segments
+from pagoda.bundled.recall_dialogue import RecallDialogue
 from pagoda.bundled.tasks import SHORT_TASKS, Message, Sample, system_message
-from pagoda.bundled.tasks.base import assistant, user
-from pagoda.bundled.tasks.recall import ACKNOWLEDGED, FACT_TOKENS, FactSource, Note, answer, joined, notes, question
 from pagoda.bundled.tasks.tools import case_messages, tool_cases
 
 SYSTEM_SHARE = 0.15
 """Share of conversations that open with a plain system prompt."""
-
-DENSE_SHARE = 0.8
-MAX_DENSE_TOKENS = 256
-"""Of the contexts up to this length, most hold facts only: choosing among many facts is learned there first."""
+TOOL_INTERLUDE_SHARE = 0.2
+"""How often a short task stands before a tool request."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Corpus:
     """Draws batches of the training split from a seed."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, task_weights: dict[str, float]) -> None:
-        """task_weights: relative share of each of SHORT_TASKS; may be changed between batches."""
+        """task_weights: relative share of each of SHORT_TASKS."""
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
         self.task_weights = task_weights
@@ -96,59 +93,15 @@ class Corpus:
         cases = tool_cases(self.rng, "train")
         order = self.rng.sample(cases, len(cases))
         for index, case in enumerate(order):
-            if self.rng.random() < 0.2:
+            if self.rng.random() < TOOL_INTERLUDE_SHARE:
                 messages += self._short_sample().messages
             is_last = index == len(order) - 1
             messages += case_messages(self.rng, case, with_result=not is_last or self.rng.random() < 0.5)
         return messages, [case.schema for case in cases]
 
     def _recall_conversation(self, length: int) -> list[Message]:
-        """Notes first, then questions with more notes between them; each fact is asked for at most once."""
-        rng = self.rng
-        messages = self._opening()
-        source = FactSource(rng, "train")
-        planted: list[tuple[int, tuple[str, str]]] = []  # (token position, fact) of the facts not asked for yet
-        position = 0
-        size = int(length * rng.uniform(0.05, 0.9))
-        if is_dense := length <= MAX_DENSE_TOKENS and rng.random() < DENSE_SHARE:
-            size = int(length * rng.uniform(0.15, 0.4))
-        while position < length:
-            text = ""
-            if size:
-                num_facts = size // FACT_TOKENS if is_dense else 1 + int(size / rng.uniform(12, 150))
-                sentences = notes(rng, source, size, num_facts)
-                position = self._plant(sentences, position, planted)
-                text = joined(sentences)
-                if rng.random() < 0.4:
-                    messages += [user(text), assistant(ACKNOWLEDGED)]
-                    text = ""
-            if not planted:
-                size = rng.randint(20, 120)
-                if text:
-                    messages += [user(text), assistant(ACKNOWLEDGED)]
-                if len(source) == 0:
-                    break
-                continue
-            wanted = position - rng.random() * position
-            choice = min(planted, key=lambda entry: abs(entry[0] - wanted))
-            planted.remove(choice)
-            fact = choice[1]
-            ask = question(rng, fact[0])
-            messages += [user(f"{text}\n{ask}" if text else ask), assistant(answer(*fact))]
-            position += 27
-            if rng.random() < 0.1:
-                messages += self._short_sample().messages
-                position += 40
-            size = rng.randint(20, 120) if rng.random() < 0.15 else 0
-        return messages
-
-    def _plant(self, sentences: list[Note], position: int, planted: list[tuple[int, tuple[str, str]]]) -> int:
-        """Note where each fact stands; return the position behind the sentences."""
-        for note in sentences:
-            position += note.num_tokens
-            if note.fact is not None:
-                planted.append((position, note.fact))
-        return position
+        dialogue = RecallDialogue(self.rng, length, lambda: self._short_sample().messages)
+        return self._opening() + dialogue.build()
 
 
 def encode(

@@ -32,7 +32,7 @@ from pagoda.bundled.tokenizer import train_tokenizer
 logger = logging.getLogger("pagoda.bundled.train")
 
 TASK_WEIGHTS = {
-    "copy": 6.0,
+    "copy": 10.0,
     "addition": 5.0,
     "json": 3.0,
     "reverse": 2.0,
