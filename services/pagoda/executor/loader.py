@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import sys
@@ -119,13 +120,23 @@ def _dummy_weights(config: ModelConfig, dtype: torch.dtype) -> ReadTensor:
 
 
 def _progress_bar(num_tensors: int) -> tqdm[NoReturn]:
-    """Drawn at once on a terminal; in a log, every few seconds once loading has taken long."""
+    """Drawn at once on a terminal; in a log, a line every few seconds once loading has taken long."""
     on_terminal = sys.stderr.isatty()
     return tqdm(
         total=num_tensors,
         desc="loading weights",
         unit="tensor",
+        file=sys.stderr if on_terminal else _Lines(),
         delay=0 if on_terminal else 2,
-        mininterval=0.1 if on_terminal else 5,
+        mininterval=0.1 if on_terminal else 2,
         leave=False,
     )
+
+
+class _Lines(io.TextIOBase):
+    """Standard error for who reads it line by line: each state of the bar is a line of its own."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
