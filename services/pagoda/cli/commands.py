@@ -33,9 +33,15 @@ def _resolve(options_type: type[Any], parser: argparse.ArgumentParser, args: arg
 
 
 def _serve(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    from pagoda.cli.serve import ServeOptions, main
+    from pagoda.cli.plan import check
+    from pagoda.cli.serve import main
+    from pagoda.cli.serve_options import ServeOptions
 
     options: ServeOptions = _parse(ServeOptions, parser, argv)
+    try:
+        check(options)
+    except ValueError as error:
+        parser.error(str(error))
     return main(options)
 
 

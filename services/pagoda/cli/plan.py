@@ -6,9 +6,10 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pagoda.checkpoint import served_name
+from pagoda.cli.serve_options import ServeOptions
 from pagoda.cli.service import Service
 from pagoda.executor.config import ExecutorOptions
 from pagoda.gateway.address import Address
@@ -16,9 +17,6 @@ from pagoda.gateway.config import GatewayOptions
 from pagoda.options import to_flags
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.tokenizer.config import TokenizerOptions
-
-if TYPE_CHECKING:
-    from pagoda.cli.serve import ServeOptions
 
 T = TypeVar("T")
 
@@ -48,6 +46,11 @@ def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
         *(_executor(options, folder, model, each, environ) for each in _names("executor", options.executors)),
         _scheduler(options, folder, environ),
     ]
+
+
+def check(options: ServeOptions) -> None:
+    """Raises ValueError for what a service would refuse: each checks its own options, before anything starts."""
+    plan(options, folder=Path("/run"), model=Path("/model"))
 
 
 def gateway_url(options: ServeOptions) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pagoda.cli.plan import gateway_url, plan
-from pagoda.cli.serve import ServeOptions, greeting
+from pagoda.cli.plan import check, gateway_url, plan
+from pagoda.cli.serve import greeting
+from pagoda.cli.serve_options import ServeOptions
 from pagoda.cli.service import Service
 from pagoda.executor.config import ExecutorOptions
 from pagoda.gateway.config import GatewayOptions
@@ -114,4 +115,4 @@ def test_executors_share_the_cores() -> None:
 )
 def test_wrong_options_are_found_before_anything_starts(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ServeOptions(**fields)
+        check(ServeOptions(**fields))
