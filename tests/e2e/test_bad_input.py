@@ -94,11 +94,11 @@ def test_a_body_of_10_megabytes(server: Any) -> None:
 
 
 def test_a_template_error_is_the_senders(server: Any) -> None:
-    """A message that the template cannot render: it has no role that the template knows how to print."""
-    body = {"model": server.model, "messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": 3}
+    """A call without a function, which the bundled model's template cannot write down."""
+    body = {"model": server.model, "messages": [{"role": "assistant", "tool_calls": [{"id": "call-1"}]}]}
     status, answer = post(server, CHAT, json.dumps(body).encode())
-    assert status == 400
-    assert answer["error"]["param"] == "chat_template_kwargs"
+    assert (status, answer["error"]["code"]) == (400, "chat_template_error")
+    assert "chat template cannot render" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(
