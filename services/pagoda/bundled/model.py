@@ -109,8 +109,8 @@ class Llama(nn.Module):
     def reset_parameters(self) -> None:
         """Normal weights; zero output projections, so that every block starts as the identity.
 
-        The embedding starts large: Muon's updates soon make the blocks' outputs of order one, and beside them a
-        usual 0.02 is lost, which delays copying and recall many times over. The last norm keeps the logits small.
+        The embedding starts larger than a usual 0.02, since Muon's updates soon make the blocks' outputs of order one
+        beside it; the last norm makes up for that in the logits.
         """
         nn.init.normal_(self.embed_tokens.weight, std=EMBEDDING_STD)
         nn.init.constant_(self.norm.weight, 1 / (EMBEDDING_STD * self.config.width**0.5))

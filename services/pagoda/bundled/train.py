@@ -50,12 +50,12 @@ class TrainOptions:
 
     draft: bool = False
     """Train the draft model instead of the chat model."""
-    minutes: float = 95.0
+    minutes: float = 80.0
     """Length of the run, evaluation included."""
     out: Path = CHAT_MODEL
     """Folder the model is exported to, at every evaluation and at the end."""
     state: Path = Path("bundled-train.pt")
-    """Checkpoint that a stopped run goes on from; removed by nobody."""
+    """Checkpoint that a stopped run goes on from; the run leaves it behind."""
     seed: int = 0
     threads: int = 1
     log_every_s: float = 60.0
@@ -107,7 +107,7 @@ class Trainer:
         logged_tokens = self.progress.tokens
         while self.progress.elapsed_s < total_s:
             if self.is_stopping:
-                self._save()
+                self.save()
                 return
             self.train_step(self.progress.elapsed_s / total_s)
             now = time.monotonic()
@@ -145,7 +145,7 @@ class Trainer:
 
     def save_and_evaluate(self) -> None:
         """Save the state, export the model, log held-out accuracy per task."""
-        self._save()
+        self.save()
         export(self.model, self.tokenizer, self.options.out)
         scores = {task: accuracy(self.model, self.tokenizer, samples) for task, samples in self.held_out.items()}
         logger.info("held out: %s", ", ".join(f"{task} {score:.0%}" for task, score in scores.items()))
@@ -163,7 +163,8 @@ class Trainer:
             recall,
         )
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the checkpoint that a stopped run goes on from."""
         state = {
             "tokenizer": self.tokenizer.to_str(),
             "model": self.model.state_dict(),

@@ -115,7 +115,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     first = Trainer(options)
     first.train_step(0.0)
     first.train_step(0.5)
-    first._save()
+    first.save()
     second = Trainer(options)
     assert second.progress.step == 2
     for ours, theirs in zip(second.model.parameters(), first.model.parameters(), strict=True):
