@@ -20,10 +20,11 @@ from pagoda.cli.service import Service
 from pagoda.cli.supervisor import ServiceFailedError, Supervisor, backoff_s
 
 # Answers /health on port argv[1] and writes a line to argv[2] when told to stop. argv[3]: what else it does.
+# argv[4]: the supervisor's state file.
 STAND_IN = """
-import http.server, os, signal, sys, time
+import http.server, json, os, signal, sys, threading, time
 
-port, log, conduct = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+port, log, conduct, state = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 if conduct == "no start":
     sys.exit("there is no such model")
 if conduct == "deaf":
@@ -39,13 +40,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        if conduct == "dies":
-            self.wfile.flush()
-            self.connection.close()
-            os._exit(3)
     def log_message(self, *_):
         pass
 
+def is_known_to_be_ready():
+    if not os.path.exists(state):
+        return False
+    with open(state) as file:
+        return any(each["pid"] == os.getpid() and each["ready"] for each in json.load(file)["services"])
+
+def die_when_ready():
+    while not is_known_to_be_ready():
+        time.sleep(0.01)
+    os._exit(3)
+
+if conduct == "dies":
+    threading.Thread(target=die_when_ready).start()
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
@@ -64,7 +74,15 @@ class Cell:
             Service(
                 name=name,
                 kind=name.partition("-")[0],
-                command=(sys.executable, "-c", STAND_IN, str(self.ports[name]), str(self.stops), conduct),
+                command=(
+                    sys.executable,
+                    "-c",
+                    STAND_IN,
+                    str(self.ports[name]),
+                    str(self.stops),
+                    conduct,
+                    str(self.state_file),
+                ),
                 address=f"http://127.0.0.1:{self.ports[name]}",
                 environ=dict(os.environ),
             )
