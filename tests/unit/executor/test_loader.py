@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pagoda.executor.loader import Model, load_model
-from pagoda.executor.models.families import read_model_config
+from pagoda.executor.models.families import parse_model_config
+from pagoda.executor.models.json_config import JsonConfig
 from pagoda.executor.models.linear import DenseLinear
 from pagoda.executor.models.weights import expected_shapes
 
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def random_weights(folder: Path) -> dict[str, Tensor]:
-    shapes = expected_shapes(read_model_config(folder))
+    shapes = expected_shapes(parse_model_config(JsonConfig.read(folder / "config.json")))
     return {name: torch.randn(shape) for name, shape in shapes.items()}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pagoda.executor.models.config import Activation, LayerConfig, ModelConfig
@@ -147,16 +146,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def read_model_config(folder: Path) -> ModelConfig:
-    """The configuration of the checkpoint in `folder`.
-
-    Raises ValueError when config.json is missing or malformed, or asks for what is not supported.
-    """
-    return parse_model_config(JsonConfig.read(folder / "config.json"))
-
-
 def parse_model_config(config: JsonConfig) -> ModelConfig:
-    """A Hugging Face config.json as a ModelConfig; raises ValueError as `read_model_config` does."""
+    """A Hugging Face config.json as a ModelConfig.
+
+    Raises ValueError when it is malformed, or asks for what is not supported.
+    """
     architecture = _supported_architecture(config)
     family = FAMILIES[architecture]
     config = config.with_defaults(family.defaults)
