@@ -73,6 +73,13 @@ class ResourceExhaustedError(PagodaError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineExceededError(PagodaError):
+    """The client's own time limit has passed."""
+
+    code = Code.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
 class FailedPreconditionError(PagodaError):
     """The service is in a state in which the request cannot be served."""
 

@@ -233,7 +233,10 @@ class Request:
 
 
 class Planner:
-    """A scheduler for tests: plans steps within a token budget, with rows and blocks in random order."""
+    """A scheduler for tests: plans steps within a token budget, with rows and blocks in random order.
+
+    The budget is at least one token per row.
+    """
 
     def __init__(self, runner: RecordingRunner, *, budget: int, num_rows: int, seed: int = 0) -> None:
         self.runner = runner
@@ -274,34 +277,37 @@ class Planner:
         self.step += 1
         plan = step_pb2.StepPlan(step=self.step, ended_rows=pack_u32(self.ended))
         self.ended = []
-        budget, rows, counts, block_rows, block_ids, run = self.budget, [], [], [], [], []
-        # Decoding rows first, but not always the same ones.
-        self.rng.shuffle(running)
-        running.sort(key=lambda r: len(r.tokens) - r.computed > 1)
+        budget, run = self.budget, []
+        blocks: list[tuple[int, int, int]] = []
+        chunks: list[tuple[int, int]] = []
         while waiting and self.free_rows:
             request = waiting.pop(0)
             request.row = self.free_rows.pop()
             running.append(request)
             plan.started_rows.add(row=request.row, token_ids=pack_u32(request.tokens), sampling=request.sampling)
+        # Rows with one token left run in any case, the others not always in the same order.
+        self.rng.shuffle(running)
+        running.sort(key=lambda r: len(r.tokens) - r.computed > 1)
         for request in running:
-            num_new = min(len(request.tokens) - request.computed, budget)
+            num_left = len(request.tokens) - request.computed
+            num_new = min(num_left, budget)
             if not num_new:
                 continue
             budget -= num_new
             while len(request.blocks) * self.runner.layout.block_size < request.computed + num_new:
-                request.blocks.append(self.free_blocks.pop())
-                block_rows.append(request.row)
-                block_ids.append(request.blocks[-1])
-            rows.append(request.row)
-            counts.append(num_new)
+                blocks.append((request.row, len(request.blocks), self.free_blocks.pop()))
+                request.blocks.append(blocks[-1][2])
+            if num_left > 1:
+                chunks.append((request.row, num_new))
             run.append(request)
             request.computed += num_new
-        order = _interleave(block_rows, self.rng)
-        plan.block_rows, plan.block_ids = (
-            pack_u32([block_rows[i] for i in order]),
-            pack_u32([block_ids[i] for i in order]),
+        blocks = [blocks[i] for i in _interleave([row for row, _, _ in blocks], self.rng)]
+        plan.block_rows, plan.block_positions, plan.block_ids = (
+            pack_u32([each[i] for each in blocks]) for i in range(3)
         )
-        plan.rows, plan.num_new_tokens = pack_u32(rows), pack_u32(counts)
+        plan.chunk_rows, plan.chunk_num_tokens = (pack_u32([each[i] for each in chunks]) for i in range(2))
+        # They run in the order of their rows.
+        run.sort(key=lambda r: r.row)
         self.runner.recorded = []
         result = self.runner.execute(plan)
         assert result.step == self.step

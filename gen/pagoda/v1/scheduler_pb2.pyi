@@ -2,13 +2,30 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from pagoda.v1 import common_pb2 as _common_pb2
+from pagoda.v1 import kv_events_pb2 as _kv_events_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class BlockState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BLOCK_STATE_UNSPECIFIED: _ClassVar[BlockState]
+    BLOCK_STATE_FREE: _ClassVar[BlockState]
+    BLOCK_STATE_CACHED: _ClassVar[BlockState]
+    BLOCK_STATE_REFERENCED: _ClassVar[BlockState]
+    BLOCK_STATE_SHARED: _ClassVar[BlockState]
+    BLOCK_STATE_MIXED: _ClassVar[BlockState]
+BLOCK_STATE_UNSPECIFIED: BlockState
+BLOCK_STATE_FREE: BlockState
+BLOCK_STATE_CACHED: BlockState
+BLOCK_STATE_REFERENCED: BlockState
+BLOCK_STATE_SHARED: BlockState
+BLOCK_STATE_MIXED: BlockState
 
 class SchedulerGenerateRequest(_message.Message):
     __slots__ = ("request_id", "prompt_token_ids", "sampling", "priority", "cache_salt")
@@ -43,20 +60,30 @@ class RegisterExecutorRequest(_message.Message):
     def __init__(self, registration: _Optional[_Union[ExecutorRegistration, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class ExecutorRegistration(_message.Message):
-    __slots__ = ("name", "role", "model", "kv_layout", "max_num_seqs", "max_num_batched_tokens")
+    __slots__ = ("name", "role", "model", "kv_layout", "max_num_seqs", "max_num_batched_tokens", "host_memory")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HOST_MEMORY_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: _common_pb2.ExecutorRole
     model: _common_pb2.ModelInfo
     kv_layout: _common_pb2.KvLayout
     max_num_seqs: int
     max_num_batched_tokens: int
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ...) -> None: ...
+    host_memory: HostMemory
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., host_memory: _Optional[_Union[HostMemory, _Mapping]] = ...) -> None: ...
+
+class HostMemory(_message.Message):
+    __slots__ = ("num_blocks", "swap_only")
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SWAP_ONLY_FIELD_NUMBER: _ClassVar[int]
+    num_blocks: int
+    swap_only: bool
+    def __init__(self, num_blocks: _Optional[int] = ..., swap_only: bool = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -117,10 +144,12 @@ class DrainResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStateRequest(_message.Message):
-    __slots__ = ("check_integrity",)
+    __slots__ = ("check_integrity", "block_map_cells")
     CHECK_INTEGRITY_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_MAP_CELLS_FIELD_NUMBER: _ClassVar[int]
     check_integrity: bool
-    def __init__(self, check_integrity: bool = ...) -> None: ...
+    block_map_cells: int
+    def __init__(self, check_integrity: bool = ..., block_map_cells: _Optional[int] = ...) -> None: ...
 
 class GetStateResponse(_message.Message):
     __slots__ = ("state", "violations")
@@ -131,10 +160,12 @@ class GetStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SchedulerState, _Mapping]] = ..., violations: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WatchStateRequest(_message.Message):
-    __slots__ = ("interval",)
+    __slots__ = ("interval", "block_map_cells")
     INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_MAP_CELLS_FIELD_NUMBER: _ClassVar[int]
     interval: _duration_pb2.Duration
-    def __init__(self, interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    block_map_cells: int
+    def __init__(self, interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., block_map_cells: _Optional[int] = ...) -> None: ...
 
 class WatchStateResponse(_message.Message):
     __slots__ = ("state",)
@@ -143,7 +174,7 @@ class WatchStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SchedulerState, _Mapping]] = ...) -> None: ...
 
 class SchedulerState(_message.Message):
-    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits")
+    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "requests_expired", "offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks", "uptime_s", "policy", "oldest_waiting_s", "waiting_clients")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +191,15 @@ class SchedulerState(_message.Message):
     GENERATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_QUERIES_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    OFFLOADED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MERGED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    COPIED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_WAITING_S_FIELD_NUMBER: _ClassVar[int]
+    WAITING_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     model: _common_pb2.ModelInfo
     lanes: _containers.RepeatedCompositeFieldContainer[LaneState]
     num_waiting: int
@@ -176,10 +216,27 @@ class SchedulerState(_message.Message):
     generation_tokens: int
     prefix_cache_queries: int
     prefix_cache_hits: int
-    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ...) -> None: ...
+    requests_expired: int
+    offloaded_blocks: int
+    loaded_blocks: int
+    merged_blocks: int
+    copied_blocks: int
+    uptime_s: float
+    policy: str
+    oldest_waiting_s: float
+    waiting_clients: _containers.RepeatedCompositeFieldContainer[WaitingClient]
+    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ..., requests_expired: _Optional[int] = ..., offloaded_blocks: _Optional[int] = ..., loaded_blocks: _Optional[int] = ..., merged_blocks: _Optional[int] = ..., copied_blocks: _Optional[int] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., oldest_waiting_s: _Optional[float] = ..., waiting_clients: _Optional[_Iterable[_Union[WaitingClient, _Mapping]]] = ...) -> None: ...
+
+class WaitingClient(_message.Message):
+    __slots__ = ("client_id", "num_waiting")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    num_waiting: int
+    def __init__(self, client_id: _Optional[str] = ..., num_waiting: _Optional[int] = ...) -> None: ...
 
 class LaneState(_message.Message):
-    __slots__ = ("session_id", "name", "role", "kv_layout", "max_num_seqs", "num_running", "num_free_blocks", "num_cached_blocks", "num_referenced_blocks", "steps", "last_forward_ns", "max_num_batched_tokens")
+    __slots__ = ("session_id", "name", "role", "kv_layout", "max_num_seqs", "num_running", "num_free_blocks", "num_cached_blocks", "num_referenced_blocks", "steps", "last_forward_ns", "max_num_batched_tokens", "num_decoding", "num_prefilling", "steps_in_flight", "max_steps_in_flight", "num_host_blocks", "num_used_host_blocks", "recent_steps", "block_map")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +249,14 @@ class LaneState(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LAST_FORWARD_NS_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DECODING_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREFILLING_FIELD_NUMBER: _ClassVar[int]
+    STEPS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEPS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    NUM_HOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_USED_HOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_MAP_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     name: str
     role: _common_pb2.ExecutorRole
@@ -204,7 +269,41 @@ class LaneState(_message.Message):
     steps: int
     last_forward_ns: int
     max_num_batched_tokens: int
-    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_referenced_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., last_forward_ns: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ...) -> None: ...
+    num_decoding: int
+    num_prefilling: int
+    steps_in_flight: int
+    max_steps_in_flight: int
+    num_host_blocks: int
+    num_used_host_blocks: int
+    recent_steps: RecentSteps
+    block_map: BlockMap
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_referenced_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., last_forward_ns: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., steps_in_flight: _Optional[int] = ..., max_steps_in_flight: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., num_used_host_blocks: _Optional[int] = ..., recent_steps: _Optional[_Union[RecentSteps, _Mapping]] = ..., block_map: _Optional[_Union[BlockMap, _Mapping]] = ...) -> None: ...
+
+class RecentSteps(_message.Message):
+    __slots__ = ("num_steps", "forward_p50_ns", "forward_p99_ns", "turnaround_p50_ns", "turnaround_p99_ns", "mean_num_rows", "mean_num_tokens")
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_P50_NS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_P99_NS_FIELD_NUMBER: _ClassVar[int]
+    TURNAROUND_P50_NS_FIELD_NUMBER: _ClassVar[int]
+    TURNAROUND_P99_NS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    num_steps: int
+    forward_p50_ns: int
+    forward_p99_ns: int
+    turnaround_p50_ns: int
+    turnaround_p99_ns: int
+    mean_num_rows: float
+    mean_num_tokens: float
+    def __init__(self, num_steps: _Optional[int] = ..., forward_p50_ns: _Optional[int] = ..., forward_p99_ns: _Optional[int] = ..., turnaround_p50_ns: _Optional[int] = ..., turnaround_p99_ns: _Optional[int] = ..., mean_num_rows: _Optional[float] = ..., mean_num_tokens: _Optional[float] = ...) -> None: ...
+
+class BlockMap(_message.Message):
+    __slots__ = ("cells", "num_shared_blocks")
+    CELLS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    cells: bytes
+    num_shared_blocks: int
+    def __init__(self, cells: _Optional[bytes] = ..., num_shared_blocks: _Optional[int] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
     __slots__ = ("name", "path")

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from pagoda.v1 import kv_events_pb2 as pagoda_dot_v1_dot_kv__events__pb2
 from pagoda.v1 import scheduler_pb2 as pagoda_dot_v1_dot_scheduler__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -65,6 +66,11 @@ class SchedulerStub(object):
                 '/pagoda.v1.Scheduler/WatchState',
                 request_serializer=pagoda_dot_v1_dot_scheduler__pb2.WatchStateRequest.SerializeToString,
                 response_deserializer=pagoda_dot_v1_dot_scheduler__pb2.WatchStateResponse.FromString,
+                _registered_method=True)
+        self.ListKvBlocks = channel.unary_stream(
+                '/pagoda.v1.Scheduler/ListKvBlocks',
+                request_serializer=pagoda_dot_v1_dot_kv__events__pb2.ListKvBlocksRequest.SerializeToString,
+                response_deserializer=pagoda_dot_v1_dot_kv__events__pb2.ListKvBlocksResponse.FromString,
                 _registered_method=True)
         self.LoadAdapter = channel.unary_unary(
                 '/pagoda.v1.Scheduler/LoadAdapter',
@@ -129,6 +135,13 @@ class SchedulerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListKvBlocks(self, request, context):
+        """The KV blocks of every executor, at one moment; how to keep up with them is told in kv_events.proto.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadAdapter(self, request, context):
         """LoRA adapters, on every executor of the cell.
         """
@@ -180,6 +193,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.WatchState,
                     request_deserializer=pagoda_dot_v1_dot_scheduler__pb2.WatchStateRequest.FromString,
                     response_serializer=pagoda_dot_v1_dot_scheduler__pb2.WatchStateResponse.SerializeToString,
+            ),
+            'ListKvBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListKvBlocks,
+                    request_deserializer=pagoda_dot_v1_dot_kv__events__pb2.ListKvBlocksRequest.FromString,
+                    response_serializer=pagoda_dot_v1_dot_kv__events__pb2.ListKvBlocksResponse.SerializeToString,
             ),
             'LoadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadAdapter,
@@ -361,6 +379,33 @@ class Scheduler(object):
             '/pagoda.v1.Scheduler/WatchState',
             pagoda_dot_v1_dot_scheduler__pb2.WatchStateRequest.SerializeToString,
             pagoda_dot_v1_dot_scheduler__pb2.WatchStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKvBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pagoda.v1.Scheduler/ListKvBlocks',
+            pagoda_dot_v1_dot_kv__events__pb2.ListKvBlocksRequest.SerializeToString,
+            pagoda_dot_v1_dot_kv__events__pb2.ListKvBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

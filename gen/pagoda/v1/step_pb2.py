@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pagoda.v1 import common_pb2 as pagoda_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pagoda/v1/step.proto\x12\tpagoda.v1\x1a\x16pagoda/v1/common.proto\"K\n\x10TokenizerMessage\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.pagoda.v1.NewRequest\x12\x0e\n\x06\x61\x62orts\x18\x02 \x01(\x0c\"\xc1\x01\n\nNewRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.pagoda.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x11\n\tclient_id\x18\x08 \x01(\t\"\x9d\x01\n\nTokenBatch\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12,\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x1a.pagoda.v1.FinishedRequest\x12,\n\x08\x61\x64mitted\x18\x05 \x03(\x0b\x32\x1a.pagoda.v1.AdmittedRequest\"9\n\x0f\x41\x64mittedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0f\x46inishedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.pagoda.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x10.pagoda.v1.ErrorB\x10\n\x0e_stop_token_id\"8\n\x0f\x45xecutorMessage\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pagoda.v1.StepResult\"\xa4\x01\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nended_rows\x18\x02 \x01(\x0c\x12)\n\x0cstarted_rows\x18\x03 \x03(\x0b\x32\x13.pagoda.v1.RowStart\x12\x12\n\nblock_rows\x18\x04 \x01(\x0c\x12\x11\n\tblock_ids\x18\x05 \x01(\x0c\x12\x0c\n\x04rows\x18\x06 \x01(\x0c\x12\x16\n\x0enum_new_tokens\x18\x07 \x01(\x0c\"\x84\x01\n\x08RowStart\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x01(\x0c\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.pagoda.v1.RowSampling\"]\n\x0bRowSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"O\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x12\n\nforward_ns\x18\x04 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pagoda/v1/step.proto\x12\tpagoda.v1\x1a\x16pagoda/v1/common.proto\"K\n\x10TokenizerMessage\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.pagoda.v1.NewRequest\x12\x0e\n\x06\x61\x62orts\x18\x02 \x01(\x0c\"\xc7\x02\n\nNewRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.pagoda.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x11\n\tclient_id\x18\x08 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12#\n\x05media\x18\n \x03(\x0b\x32\x14.pagoda.v1.MediaItem\x12\x18\n\x0b\x66orked_from\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12\x16\n\ttimeout_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_forked_fromB\x0c\n\n_timeout_s\"A\n\tMediaItem\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\x0c\"\x9d\x01\n\nTokenBatch\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12,\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x1a.pagoda.v1.FinishedRequest\x12,\n\x08\x61\x64mitted\x18\x05 \x03(\x0b\x32\x1a.pagoda.v1.AdmittedRequest\"9\n\x0f\x41\x64mittedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0f\x46inishedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.pagoda.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x10.pagoda.v1.ErrorB\x10\n\x0e_stop_token_id\"8\n\x0f\x45xecutorMessage\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pagoda.v1.StepResult\"\xbe\x02\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nended_rows\x18\x02 \x01(\x0c\x12(\n\x08offloads\x18\x03 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12&\n\x06\x63opies\x18\x04 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12%\n\x05loads\x18\x05 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12)\n\x0cstarted_rows\x18\x06 \x03(\x0b\x32\x13.pagoda.v1.RowStart\x12\x12\n\nblock_rows\x18\x07 \x01(\x0c\x12\x17\n\x0f\x62lock_positions\x18\x08 \x01(\x0c\x12\x11\n\tblock_ids\x18\t \x01(\x0c\x12\x12\n\nchunk_rows\x18\n \x01(\x0c\x12\x18\n\x10\x63hunk_num_tokens\x18\x0b \x01(\x0c\"/\n\x0b\x42lockCopies\x12\x0f\n\x07sources\x18\x01 \x01(\x0c\x12\x0f\n\x07targets\x18\x02 \x01(\x0c\"\x84\x01\n\x08RowStart\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x01(\x0c\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.pagoda.v1.RowSampling\"]\n\x0bRowSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"O\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x12\n\nforward_ns\x18\x04 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIZERMESSAGE']._serialized_start=59
   _globals['_TOKENIZERMESSAGE']._serialized_end=134
   _globals['_NEWREQUEST']._serialized_start=137
-  _globals['_NEWREQUEST']._serialized_end=330
-  _globals['_TOKENBATCH']._serialized_start=333
-  _globals['_TOKENBATCH']._serialized_end=490
-  _globals['_ADMITTEDREQUEST']._serialized_start=492
-  _globals['_ADMITTEDREQUEST']._serialized_end=549
-  _globals['_FINISHEDREQUEST']._serialized_start=552
-  _globals['_FINISHEDREQUEST']._serialized_end=702
-  _globals['_EXECUTORMESSAGE']._serialized_start=704
-  _globals['_EXECUTORMESSAGE']._serialized_end=760
-  _globals['_STEPPLAN']._serialized_start=763
-  _globals['_STEPPLAN']._serialized_end=927
-  _globals['_ROWSTART']._serialized_start=930
-  _globals['_ROWSTART']._serialized_end=1062
-  _globals['_ROWSAMPLING']._serialized_start=1064
-  _globals['_ROWSAMPLING']._serialized_end=1157
-  _globals['_STEPRESULT']._serialized_start=1159
-  _globals['_STEPRESULT']._serialized_end=1238
+  _globals['_NEWREQUEST']._serialized_end=464
+  _globals['_MEDIAITEM']._serialized_start=466
+  _globals['_MEDIAITEM']._serialized_end=531
+  _globals['_TOKENBATCH']._serialized_start=534
+  _globals['_TOKENBATCH']._serialized_end=691
+  _globals['_ADMITTEDREQUEST']._serialized_start=693
+  _globals['_ADMITTEDREQUEST']._serialized_end=750
+  _globals['_FINISHEDREQUEST']._serialized_start=753
+  _globals['_FINISHEDREQUEST']._serialized_end=903
+  _globals['_EXECUTORMESSAGE']._serialized_start=905
+  _globals['_EXECUTORMESSAGE']._serialized_end=961
+  _globals['_STEPPLAN']._serialized_start=964
+  _globals['_STEPPLAN']._serialized_end=1282
+  _globals['_BLOCKCOPIES']._serialized_start=1284
+  _globals['_BLOCKCOPIES']._serialized_end=1331
+  _globals['_ROWSTART']._serialized_start=1334
+  _globals['_ROWSTART']._serialized_end=1466
+  _globals['_ROWSAMPLING']._serialized_start=1468
+  _globals['_ROWSAMPLING']._serialized_end=1561
+  _globals['_STEPRESULT']._serialized_start=1563
+  _globals['_STEPRESULT']._serialized_end=1642
 # @@protoc_insertion_point(module_scope)

@@ -16,7 +16,7 @@ class TokenizerMessage(_message.Message):
     def __init__(self, requests: _Optional[_Iterable[_Union[NewRequest, _Mapping]]] = ..., aborts: _Optional[bytes] = ...) -> None: ...
 
 class NewRequest(_message.Message):
-    __slots__ = ("key", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "cache_salt", "client_id")
+    __slots__ = ("key", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "cache_salt", "client_id", "adapter", "media", "forked_from", "timeout_s")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,10 @@ class NewRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     key: int
     request_id: str
     token_ids: bytes
@@ -33,7 +37,21 @@ class NewRequest(_message.Message):
     priority: int
     cache_salt: bytes
     client_id: str
-    def __init__(self, key: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., client_id: _Optional[str] = ...) -> None: ...
+    adapter: str
+    media: _containers.RepeatedCompositeFieldContainer[MediaItem]
+    forked_from: int
+    timeout_s: float
+    def __init__(self, key: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., client_id: _Optional[str] = ..., adapter: _Optional[str] = ..., media: _Optional[_Iterable[_Union[MediaItem, _Mapping]]] = ..., forked_from: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class MediaItem(_message.Message):
+    __slots__ = ("offset", "length", "content_hash")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    length: int
+    content_hash: bytes
+    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ..., content_hash: _Optional[bytes] = ...) -> None: ...
 
 class TokenBatch(_message.Message):
     __slots__ = ("keys", "num_tokens", "token_ids", "finished", "admitted")
@@ -76,22 +94,38 @@ class ExecutorMessage(_message.Message):
     def __init__(self, result: _Optional[_Union[StepResult, _Mapping]] = ...) -> None: ...
 
 class StepPlan(_message.Message):
-    __slots__ = ("step", "ended_rows", "started_rows", "block_rows", "block_ids", "rows", "num_new_tokens")
+    __slots__ = ("step", "ended_rows", "offloads", "copies", "loads", "started_rows", "block_rows", "block_positions", "block_ids", "chunk_rows", "chunk_num_tokens")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ENDED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    OFFLOADS_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
     STARTED_ROWS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
-    ROWS_FIELD_NUMBER: _ClassVar[int]
-    NUM_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_ROWS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     step: int
     ended_rows: bytes
+    offloads: BlockCopies
+    copies: BlockCopies
+    loads: BlockCopies
     started_rows: _containers.RepeatedCompositeFieldContainer[RowStart]
     block_rows: bytes
+    block_positions: bytes
     block_ids: bytes
-    rows: bytes
-    num_new_tokens: bytes
-    def __init__(self, step: _Optional[int] = ..., ended_rows: _Optional[bytes] = ..., started_rows: _Optional[_Iterable[_Union[RowStart, _Mapping]]] = ..., block_rows: _Optional[bytes] = ..., block_ids: _Optional[bytes] = ..., rows: _Optional[bytes] = ..., num_new_tokens: _Optional[bytes] = ...) -> None: ...
+    chunk_rows: bytes
+    chunk_num_tokens: bytes
+    def __init__(self, step: _Optional[int] = ..., ended_rows: _Optional[bytes] = ..., offloads: _Optional[_Union[BlockCopies, _Mapping]] = ..., copies: _Optional[_Union[BlockCopies, _Mapping]] = ..., loads: _Optional[_Union[BlockCopies, _Mapping]] = ..., started_rows: _Optional[_Iterable[_Union[RowStart, _Mapping]]] = ..., block_rows: _Optional[bytes] = ..., block_positions: _Optional[bytes] = ..., block_ids: _Optional[bytes] = ..., chunk_rows: _Optional[bytes] = ..., chunk_num_tokens: _Optional[bytes] = ...) -> None: ...
+
+class BlockCopies(_message.Message):
+    __slots__ = ("sources", "targets")
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    sources: bytes
+    targets: bytes
+    def __init__(self, sources: _Optional[bytes] = ..., targets: _Optional[bytes] = ...) -> None: ...
 
 class RowStart(_message.Message):
     __slots__ = ("row", "token_ids", "num_computed_tokens", "block_ids", "sampling")

@@ -93,11 +93,24 @@ def _chat(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     return main(options)
 
 
+def _top(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    from pagoda.cli.top import TopOptions, main
+
+    options: TopOptions = _parse(TopOptions, parser, argv)
+    return main(options)
+
+
 def _bench(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     canary = import_module("pagoda.bench.canary")
     canary.add_arguments(benchmarks.add_parser("canary", help="ask questions whose answers can be checked"))
-    return int(canary.main(parser.parse_args(argv)))
+    options_type = import_module("pagoda.bench.scheduler.options").SimulationOptions
+    simulator = benchmarks.add_parser("scheduler", help="run the scheduler against simulated executors")
+    add_options(simulator, options_type)
+    args = parser.parse_args(argv)
+    if args.benchmark == "scheduler":
+        return _main("pagoda.bench.scheduler.command", _resolve(options_type, simulator, args))
+    return int(canary.main(args))
 
 
 def _main(module: str, options: Any) -> int:
@@ -107,7 +120,8 @@ def _main(module: str, options: Any) -> int:
 COMMANDS = {
     "serve": Command("Run the whole stack on this machine.", _serve),
     "chat": Command("Talk to a server in the terminal.", _chat),
-    "bench": Command("Measure a server.", _bench),
+    "top": Command("Watch a scheduler in the terminal: executors, queues, KV blocks, step times.", _top),
+    "bench": Command("Measure a server, or the scheduler against simulated executors.", _bench),
     "gateway": Command("Run the gateway: HTTP, SSE and gRPC on one port (Envoy).", _gateway),
     "tokenizer": Command("Run a tokenizer service: text, chat templates, the OpenAI API.", _tokenizer),
     "scheduler": Command("Run a scheduler service: batches, KV blocks, requests.", _scheduler),

@@ -51,6 +51,8 @@ class ServeOptions:
     gpu_memory_utilization: float = _same_as(ExecutorOptions, "gpu_memory_utilization")
     kv_cache_memory_bytes: int | None = _same_as(ExecutorOptions, "kv_cache_memory_bytes")
     num_gpu_blocks_override: int | None = _same_as(ExecutorOptions, "num_gpu_blocks_override")
+    swap_space: float = _same_as(ExecutorOptions, "swap_space")
+    kv_offloading_size: float = _same_as(ExecutorOptions, "kv_offloading_size")
     threads: int | None = _same_as(ExecutorOptions, "threads")
     tokenizers: int = option(1, "Number of tokenizer processes.")
     executors: int = option(1, "Number of executor processes, each with a copy of the model.")

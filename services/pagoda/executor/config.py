@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from dataclasses import dataclass
 
@@ -37,6 +38,16 @@ class ExecutorOptions:
     )
     kv_cache_memory_bytes: int | None = option(None, "Memory of the KV cache, in bytes, instead of that share.")
     num_gpu_blocks_override: int | None = option(None, "Number of KV blocks, instead of any computed size.")
+    swap_space: float = option(
+        0.0,
+        "Host memory for the KV blocks of preempted requests, in GiB per executor; without it they are recomputed.",
+        metavar="GIB",
+    )
+    kv_offloading_size: float = option(
+        0.0,
+        "Host memory for all KV blocks that the prefix cache evicts, in GiB per executor; added to --swap-space.",
+        metavar="GIB",
+    )
     threads: int | None = option(None, "CPU threads of the model; as many as cores may be used if not set.")
     log_level: str = option("info", "Least severe log lines.", choices=("debug", "info", "warning", "error"))
 
@@ -49,6 +60,9 @@ class ExecutorOptions:
                 _require_positive(name, value)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it must be in (0, 1]")
+        for name in ("swap_space", "kv_offloading_size"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{_flag(name)} is {value}; it must be a number of GiB, at least 0")
 
     @property
     def display_name(self) -> str:
@@ -58,4 +72,8 @@ class ExecutorOptions:
 
 def _require_positive(name: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        raise ValueError(f"{_flag(name)} is {value}; it must be at least 1")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

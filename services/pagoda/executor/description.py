@@ -27,6 +27,7 @@ class Description:
             kv_layout=self._kv_layout(),
             max_num_seqs=self._options.max_num_seqs,
             max_num_batched_tokens=self._options.max_num_batched_tokens,
+            host_memory=self._host_memory(),
         )
 
     def info(self) -> executor_pb2.GetInfoResponse:
@@ -58,6 +59,12 @@ class Description:
             eos_token_ids=model.eos_token_ids,
             dtype=str(model.decoder.dtype).removeprefix("torch."),
         )
+
+    def _host_memory(self) -> scheduler_pb2.HostMemory | None:
+        memory = self._runner.host_memory
+        if memory is None:
+            return None
+        return scheduler_pb2.HostMemory(num_blocks=memory.num_blocks, swap_only=memory.swap_only)
 
     def _kv_layout(self) -> common_pb2.KvLayout:
         layout = self._runner.layout

@@ -1,16 +1,18 @@
-"""The paged KV cache: its size, and the tensors."""
+"""The paged KV cache and the host memory beside it: their sizes, and the cache's tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import KvLayer
 
+_GIB = 1 << 30
 # Most that a CPU executor takes unasked: a machine's memory is rarely its alone.
-_MAX_DEFAULT_CPU_BYTES = 4 << 30
+_MAX_DEFAULT_CPU_BYTES = 4 * _GIB
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,54 @@ def plan_layout(
     return layout(num_blocks)
 
 
-def allocate(layout: KvLayout, device: torch.device) -> list[KvLayer]:
-    """k_cache and v_cache of every layer, each [num_blocks, block_size, num_kv_heads, head_dim].
+@dataclass(frozen=True)
+class HostMemory:
+    """Room for blocks that the cache has no room for."""
+
+    num_blocks: int
+    swap_only: bool
+    """Only for blocks of preempted requests; otherwise for all that the prefix cache evicts."""
+
+
+def plan_host_memory(
+    layout: KvLayout, *, swap_space: float, kv_offloading_size: float, available_bytes: int
+) -> HostMemory | None:
+    """As many blocks as fit in both sizes together; None when both are 0.
+
+    swap_space, kv_offloading_size: GiB; with the latter the memory is for all evicted blocks
+    available_bytes: host memory that is free
+
+    Raises ValueError, naming the option to change, for a size below one block and for more than is free.
+    """
+    sizes = {"--swap-space": swap_space, "--kv-offloading-size": kv_offloading_size}
+    for option, size in sizes.items():
+        if 0 < size * _GIB < layout.block_bytes:
+            raise ValueError(
+                f"{option} is {size:g} GiB, less than one KV block, which takes {layout.block_bytes:,} bytes: raise it"
+            )
+    num_bytes = int(sum(sizes.values()) * _GIB)
+    if num_bytes > available_bytes:
+        options = " and ".join(option for option, size in sizes.items() if size)
+        raise ValueError(
+            f"host memory for KV blocks would take {num_bytes / _GIB:,.1f} GiB, but {available_bytes / _GIB:,.1f} GiB "
+            f"are free: lower {options}"
+        )
+    num_blocks = num_bytes // layout.block_bytes
+    return HostMemory(num_blocks, swap_only=not kv_offloading_size) if num_blocks else None
+
+
+def allocate(layout: KvLayout, device: torch.device) -> Tensor:
+    """[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]: keys and values of every layer.
 
     Not initialized: attention reads only what was stored, and untouched pages cost nothing.
     """
     shape = (layout.num_layers, 2, layout.num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim)
-    storage = torch.empty(shape, dtype=layout.dtype, device=device)
-    return [(layer[0], layer[1]) for layer in storage.unbind()]
+    return torch.empty(shape, dtype=layout.dtype, device=device)
+
+
+def split_layers(cache: Tensor) -> list[KvLayer]:
+    """The parts of a cache that `allocate` made."""
+    return [(layer[0], layer[1]) for layer in cache.unbind()]
 
 
 def _budget(limits: CacheLimits, device: torch.device, available_bytes: int) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Runs step plans: batch, forward pass, sampling.
+"""Runs step plans: batch, copies of KV blocks, forward pass, sampling.
 
 Knows nothing of transport: a plan message in, a result message out.
 """
@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda.executor.batch import Batch, StepInputs
+from pagoda.executor.block_copies import BlockCopier
 from pagoda.executor.config import ExecutorOptions
-from pagoda.executor.kv_cache import CacheLimits, KvLayout, allocate, plan_layout
+from pagoda.executor.kv_cache import (
+    CacheLimits,
+    HostMemory,
+    KvLayout,
+    allocate,
+    plan_host_memory,
+    plan_layout,
+    split_layers,
+)
 from pagoda.executor.loader import Model, load_model
 from pagoda.executor.machine import available_bytes, usable_cores
 from pagoda.executor.sampler import sample
@@ -41,16 +50,20 @@ class Runner:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        host_memory: HostMemory | None = None,
         attention: AttentionBackend | None = None,
     ) -> None:
         """attention: the backend; the reference one when None."""
         self.model = model
         self.layout = layout
+        self.host_memory = host_memory
         self.attention = attention or ReferenceBackend()
         self.steps = 0
         """Steps run since the start."""
         self._device = model.decoder.device
-        self._kv = allocate(layout, self._device)
+        cache = allocate(layout, self._device)
+        self._kv = split_layers(cache)
+        self._copier = BlockCopier(cache, host_memory.num_blocks if host_memory else 0)
         self._batch = Batch(
             max_num_seqs=max_num_seqs,
             max_model_len=model.max_model_len,
@@ -66,8 +79,9 @@ class Runner:
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
     def reset(self) -> None:
-        """Ends every row."""
+        """Ends every row; nothing in the cache or in host memory is of use any more."""
         self._batch.reset()
+        self._copier.reset()
 
     @torch.inference_mode()
     def execute(self, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
@@ -75,6 +89,7 @@ class Runner:
         started = time.perf_counter_ns()
         result = step_pb2.StepResult(step=plan.step)
         inputs = self._batch.apply(plan)
+        self._copier.apply(plan)
         if inputs is not None:
             hidden = self.forward(inputs)
             rows = inputs.sample_rows
@@ -154,8 +169,20 @@ def load_runner(options: ExecutorOptions) -> Runner:
     logger.info(
         "KV cache: %d blocks of %d tokens, %.1f MiB", layout.num_blocks, layout.block_size, layout.num_bytes / 2**20
     )
+    host_memory = plan_host_memory(
+        layout,
+        swap_space=options.swap_space,
+        kv_offloading_size=options.kv_offloading_size,
+        available_bytes=available_bytes(torch.device("cpu")),
+    )
+    if host_memory:
+        logger.info("host memory: %d KV blocks", host_memory.num_blocks)
     return Runner(
-        model, layout, max_num_seqs=options.max_num_seqs, max_num_batched_tokens=options.max_num_batched_tokens
+        model,
+        layout,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        host_memory=host_memory,
     )
 
 

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pagoda.executor.batch import Int64, SamplingRows
+from pagoda.executor.batch import SamplingRows
 from pagoda.executor.philox import uniform
+from pagoda.executor.plan_arrays import Int64
 
 # A nucleus is looked for among this many of the most likely tokens, then among so many times more, and so on.
 _FIRST_CANDIDATES, _MORE_CANDIDATES = 64, 8

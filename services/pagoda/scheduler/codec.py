@@ -6,11 +6,13 @@ import secrets
 from array import array
 from typing import cast
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from pagoda.errors import InvalidArgumentError
 from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u32, unpack_u64
 from pagoda.rpc.status import to_message
+from pagoda.scheduler.core.hashes import MediaItem
 from pagoda.scheduler.core.plan import StepPlan, StepResult
 from pagoda.scheduler.core.request import FinishReason, Request, RequestKey, Sampling
 from pagoda.scheduler.core.scheduler import Outputs
@@ -25,14 +27,16 @@ class MalformedMessageError(InvalidArgumentError):
 
 
 def encode_plan(plan: StepPlan) -> bytes:
-    message = step_pb2.StepPlan(
-        step=plan.step,
-        ended_rows=pack_u32(plan.ended_rows),
-        block_rows=pack_u32(plan.block_rows),
-        block_ids=pack_u32(plan.block_ids),
-        rows=pack_u32(plan.rows),
-        num_new_tokens=pack_u32(plan.num_new_tokens),
-    )
+    message = step_pb2.StepPlan(step=plan.step)
+    # Most plans have nothing to say.
+    for name in ("ended_rows", "block_rows", "block_positions", "block_ids", "chunk_rows", "chunk_num_tokens"):
+        if values := getattr(plan, name):
+            setattr(message, name, pack_u32(values))
+    for name in ("offloads", "copies", "loads"):
+        copies = getattr(plan, name)
+        if copies.sources:
+            field = getattr(message, name)
+            field.sources, field.targets = pack_u32(copies.sources), pack_u32(copies.targets)
     for start in plan.started_rows:
         message.started_rows.add(
             row=start.row,
@@ -51,7 +55,7 @@ def decode_executor_message(data: bytes) -> StepResult | None:
         if not message.HasField("result"):
             return None
         result = message.result
-        rows, token_ids = unpack_u32(result.rows).tolist(), unpack_u32(result.token_ids).tolist()
+        rows, token_ids = unpack_u32(result.rows), unpack_u32(result.token_ids)
     except (DecodeError, ValueError) as error:
         raise MalformedMessageError(f"not an ExecutorMessage: {error}") from error
     return StepResult(result.step, rows, token_ids, result.forward_ns)
@@ -70,11 +74,12 @@ def decode_tokenizer_message(data: bytes, origin: str) -> tuple[list[Request], l
 
 def encode_token_batch(outputs: Outputs) -> bytes:
     """outputs: those of one tokenizer's requests."""
-    message = step_pb2.TokenBatch(
-        keys=pack_u64([request.key.number for request, _ in outputs.tokens]),
-        num_tokens=pack_u32([1] * len(outputs.tokens)),
-        token_ids=pack_u32([token_id for _, token_id in outputs.tokens]),
-    )
+    message = step_pb2.TokenBatch()
+    if outputs.tokens:
+        # Nearly always one lane and step: joining is then a copy.
+        message.keys = b"".join([pack_u64(run.keys) for run in outputs.tokens])
+        message.token_ids = b"".join([pack_u32(run.token_ids) for run in outputs.tokens])
+        message.num_tokens = pack_u32(np.ones(len(message.token_ids) // 4, np.uint32))
     for request in outputs.admitted:
         message.admitted.add(key=request.key.number, num_cached_tokens=request.num_cached_tokens)
     for request in outputs.ended:
@@ -133,6 +138,8 @@ def decode_lane(message: scheduler_pb2.ExecutorRegistration) -> LaneSpec:
         num_blocks=message.kv_layout.num_blocks,
         max_num_seqs=message.max_num_seqs,
         max_num_batched_tokens=message.max_num_batched_tokens,
+        num_host_blocks=message.host_memory.num_blocks,
+        swap_only=message.host_memory.swap_only,
     )
 
 
@@ -157,6 +164,10 @@ def _decode_request(message: step_pb2.NewRequest, origin: str) -> Request:
         priority=message.priority,
         cache_salt=message.cache_salt,
         client_id=message.client_id,
+        adapter=message.adapter,
+        media=tuple(MediaItem(item.offset, item.length, item.content_hash) for item in message.media),
+        forked_from=RequestKey(origin, message.forked_from) if message.HasField("forked_from") else None,
+        timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
     )
 
 

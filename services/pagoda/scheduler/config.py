@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pagoda.options import option
+from pagoda.scheduler.core.queue import POLICIES, make_policy
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -21,9 +22,31 @@ class SchedulerOptions:
     tokenizer_endpoint: str = option(
         "tcp://127.0.0.1:*", "ZeroMQ endpoint that tokenizers connect to: tcp on loopback, or ipc://path."
     )
+    kv_events_endpoint: str | None = option(
+        None,
+        "ZeroMQ endpoint to publish on which KV blocks each executor holds: tcp on loopback, or ipc://path. "
+        "Nothing is published if not given.",
+    )
     max_num_waiting: int = option(1024, "Requests that may wait for an executor; more are refused.")
     enable_prefix_caching: bool = option(True, "Keep the KV blocks of ended requests for later ones that begin alike.")
-    max_plans_in_flight: int = option(1, "Steps an executor is sent before it has answered the first of them.")
+    scheduling_policy: str = option(
+        "priority",
+        "Whose turn it is: by arrival (fcfs), by priority and then arrival, or equal service for all clients (fair).",
+        choices=POLICIES,
+    )
+    client_weights: str = option(
+        "", 'With fair: shares of clients, as in "alice=2,bob=0.5"; 1 for those not named.', metavar="ID=WEIGHT,..."
+    )
+    tie_window_s: float = option(
+        0.0, "With fcfs and priority: requests that arrive within so many seconds go shortest prompt first; 0 = off."
+    )
+    inter_token_target_ms: float = option(
+        0.0, "Prompts get no more tokens per step than let running requests have a token this often; 0 = no target."
+    )
+    max_plans_in_flight: int = option(
+        0,
+        "Steps an executor is sent before it has answered the first of them; 0 = two while steps are short, else one.",
+    )
     heartbeat_interval_s: float = option(1.0, "Executors and tokenizers send a heartbeat this often, in seconds.")
     heartbeat_timeout_s: float = option(10.0, "One that is silent for this many seconds is dropped.")
     step_timeout_s: float = option(600.0, "An executor that works on one step for this many seconds is dropped.")
@@ -33,9 +56,19 @@ class SchedulerOptions:
     def __post_init__(self) -> None:
         check_endpoint("executor_endpoint", self.executor_endpoint)
         check_endpoint("tokenizer_endpoint", self.tokenizer_endpoint)
-        for name in ("max_num_waiting", "max_plans_in_flight"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kv_events_endpoint is not None:
+            check_endpoint("kv_events_endpoint", self.kv_events_endpoint)
+            if not self.enable_prefix_caching:
+                raise ValueError("kv_events_endpoint needs enable_prefix_caching: without it no block can be found")
+        make_policy(
+            self.scheduling_policy,
+            max_num_waiting=self.max_num_waiting,
+            weights=self.client_weights,
+            tie_window_s=self.tie_window_s,
+        )
+        for name in ("max_plans_in_flight", "inter_token_target_ms"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("heartbeat_interval_s", "step_timeout_s", "no_executor_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")

@@ -15,16 +15,17 @@ from contextlib import contextmanager
 
 import zmq
 
-from pagoda.errors import PagodaError, UnavailableError
+from pagoda.errors import FailedPreconditionError, PagodaError, UnavailableError
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.core.request import End, FinishReason, Request, RequestKey
 from pagoda.scheduler.core.scheduler import CoreOptions, Outputs, Scheduler
 from pagoda.scheduler.core.spec import ModelSpec
 from pagoda.scheduler.handle import Handle
+from pagoda.scheduler.kv_event_publisher import KvEventPublisher
 from pagoda.scheduler.sessions import ExecutorSession, Session, TokenizerSession
 from pagoda.scheduler.transport import PeerGoneError, Router
-from pagoda.v1 import scheduler_pb2
+from pagoda.v1 import kv_events_pb2, scheduler_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,20 @@ class Engine:
 
     def __init__(self, options: SchedulerOptions, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Raises OSError when an endpoint cannot be bound."""
+        endpoint = options.kv_events_endpoint
+        self.kv_publisher = KvEventPublisher(context, endpoint) if endpoint else None
         self.core = Scheduler(
             CoreOptions(
                 max_num_waiting=options.max_num_waiting,
                 enable_prefix_caching=options.enable_prefix_caching,
                 no_executor_timeout_s=options.no_executor_timeout_s,
                 max_plans_in_flight=options.max_plans_in_flight,
-            )
+                policy=options.scheduling_policy,
+                client_weights=options.client_weights,
+                tie_window_s=options.tie_window_s,
+                inter_token_target_s=options.inter_token_target_ms / 1000,
+            ),
+            self.kv_publisher.events if self.kv_publisher else None,
         )
         self.executors: dict[str, ExecutorSession] = {}
         self.tokenizers: dict[str, TokenizerSession] = {}
@@ -84,6 +92,8 @@ class Engine:
             session.close(error)
         self.executor_router.close(linger_s)
         self.tokenizer_router.close(linger_s)
+        if self.kv_publisher:
+            self.kv_publisher.close()
 
     # Peers
 
@@ -129,6 +139,13 @@ class Engine:
         self._wake()
         return handle
 
+    def list_kv_blocks(self) -> Iterator[kv_events_pb2.ListKvBlocksResponse]:
+        """The blocks that can be found on each executor now. Raises FailedPreconditionError when nobody keeps count."""
+        if self.kv_publisher is None:
+            message = "KV events are not published; start the scheduler with kv_events_endpoint"
+            raise FailedPreconditionError(message, reason="KV_EVENTS_OFF")
+        return self.kv_publisher.snapshot()
+
     async def drain(self) -> None:
         """Refuses new requests and returns when the accepted ones have ended."""
         message = "the scheduler is draining; send the request elsewhere"
@@ -149,6 +166,9 @@ class Engine:
             self._read_executors()
             self._send_plans()
             self._send_outputs()
+            self.core.settle()
+            if self.kv_publisher:
+                self.kv_publisher.publish()
             self._publish_status()
         except Exception as error:
             logger.critical("the scheduler's loop has failed", exc_info=True)
@@ -175,6 +195,8 @@ class Engine:
                 message = f"no result of a step for {self._options.step_timeout_s:g} s"
                 self._drop(self.executors[lane.id], UnavailableError(message, reason="STEP_TIMEOUT"))
         self._turn()
+        if self.kv_publisher:
+            self.kv_publisher.beat()
         self._timer = self._loop.call_later(self._options.heartbeat_interval_s, self._tick)
 
     def _read_tokenizers(self) -> None:
@@ -211,7 +233,7 @@ class Engine:
                 result = codec.decode_executor_message(_only(frames))
                 is_connected = session_id in self.core.lanes
                 if result is not None and is_connected:
-                    self.core.commit(session_id, result)
+                    self.core.commit(session_id, result, self._loop.time())
                 elif result is None and not is_connected:
                     self.core.add_lane(session_id, session.spec)
                 else:
@@ -235,11 +257,12 @@ class Engine:
         for request in outputs.admitted:
             if request.key.origin != LOCAL:
                 batches[request.key.origin].admitted.append(request)
-        for request, token_id in outputs.tokens:
-            if request.key.origin == LOCAL:
-                self._handles[request.key].push(token_id)
+        for run in outputs.tokens:
+            if run.origin == LOCAL:
+                for number, token_id in zip(run.keys.tolist(), run.token_ids.tolist(), strict=True):
+                    self._handles[RequestKey(LOCAL, number)].push(token_id)
             else:
-                batches[request.key.origin].tokens.append((request, token_id))
+                batches[run.origin].tokens.append(run)
         for request in outputs.ended:
             if request.key.origin == LOCAL:
                 self._handles.pop(request.key).wake()
@@ -276,7 +299,7 @@ class Engine:
         """The session is over; every other sign of its end finds nothing left to do."""
         if self.executors.pop(session.id, None):
             if lane := self.core.lanes.get(session.id):
-                logger.info("%d requests go back to the queue", len(lane.running))
+                logger.info("%d requests go back to the queue", lane.num_running)
                 self.core.remove_lane(session.id, self._loop.time(), died=not session.said_goodbye)
             logger.info("executor %s has left", session)
         elif self.tokenizers.pop(session.id, None):

@@ -56,6 +56,8 @@ async def running_scheduler(options: SchedulerOptions) -> AsyncIterator[tuple[En
             await server.start()
             logger.info("executors connect to %s", engine.executor_router.endpoint)
             logger.info("tokenizers connect to %s", engine.tokenizer_router.endpoint)
+            if engine.kv_publisher:
+                logger.info("KV events are published on %s", engine.kv_publisher.endpoint)
             await server.set_serving(True)
             yield engine, server
         finally:

@@ -13,9 +13,9 @@ from pagoda.errors import InvalidArgumentError, UnimplementedError
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.engine import Engine
-from pagoda.scheduler.state import describe
+from pagoda.scheduler.state import MAX_BLOCK_MAP_CELLS, describe
+from pagoda.v1 import kv_events_pb2, scheduler_pb2_grpc
 from pagoda.v1 import scheduler_pb2 as pb
-from pagoda.v1 import scheduler_pb2_grpc
 
 _SHORTEST_WATCH_INTERVAL_S = 0.05
 
@@ -26,6 +26,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     def __init__(self, engine: Engine, options: SchedulerOptions) -> None:
         self._engine = engine
         self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
 
     async def Generate(
         self, request: pb.SchedulerGenerateRequest, context: Any
@@ -70,8 +72,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         return pb.DrainResponse()
 
     async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.GetStateResponse:
+        state = self._state(request.block_map_cells)
         violations = self._engine.core.check_integrity() if request.check_integrity else []
-        return pb.GetStateResponse(state=self._state(), violations=violations)
+        return pb.GetStateResponse(state=state, violations=violations)
 
     async def WatchState(self, request: pb.WatchStateRequest, context: Any) -> AsyncIterator[pb.WatchStateResponse]:
         interval_s = request.interval.ToMilliseconds() / 1000 if request.HasField("interval") else 1.0
@@ -80,8 +83,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 f"interval must be at least {_SHORTEST_WATCH_INTERVAL_S:g} s, got {interval_s:g} s", param="interval"
             )
         while True:
-            yield pb.WatchStateResponse(state=self._state())
+            yield pb.WatchStateResponse(state=self._state(request.block_map_cells))
             await asyncio.sleep(interval_s)
+
+    async def ListKvBlocks(
+        self, request: kv_events_pb2.ListKvBlocksRequest, context: Any
+    ) -> AsyncIterator[kv_events_pb2.ListKvBlocksResponse]:
+        for part in self._engine.list_kv_blocks():
+            yield part
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:
         raise UnimplementedError("adapters are not supported yet")
@@ -92,8 +101,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
         return pb.ListAdaptersResponse()
 
-    def _state(self) -> pb.SchedulerState:
-        return describe(self._engine)
+    def _state(self, block_map_cells: int) -> pb.SchedulerState:
+        if block_map_cells > MAX_BLOCK_MAP_CELLS:
+            raise InvalidArgumentError(
+                f"block_map_cells must be at most {MAX_BLOCK_MAP_CELLS}, got {block_map_cells}", param="block_map_cells"
+            )
+        now = self._loop.time()
+        return describe(self._engine, now, now - self._started, block_map_cells)
 
     def _session(self, session_id: str, endpoint: str) -> pb.Session:
         interval = Duration()

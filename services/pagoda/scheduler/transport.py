@@ -28,6 +28,21 @@ class PeerGoneError(UnavailableError):
     reason = "PEER_GONE"
 
 
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
+    """Binds `socket` where only this user can reach it, and returns the endpoint that peers connect to.
+
+    Raises OSError, with the socket closed, when `endpoint` cannot be bound.
+    """
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise OSError(f"cannot bind {endpoint}: {error}") from error
+    if endpoint.startswith("ipc://") and not endpoint.startswith("ipc://@"):
+        os.chmod(endpoint.removeprefix("ipc://"), 0o600)
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
 class Router:
     """One bound ROUTER socket. A peer's routing id is its session id."""
 
@@ -37,14 +52,7 @@ class Router:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 0)
-        try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise OSError(f"cannot bind {endpoint}: {error}") from error
-        if endpoint.startswith("ipc://") and not endpoint.startswith("ipc://@"):
-            os.chmod(endpoint.removeprefix("ipc://"), 0o600)
-        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = bind(self._socket, endpoint)
 
     def on_readable(self, callback: Callable[[], None]) -> None:
         """Calls `callback` on the running event loop when messages may have arrived."""

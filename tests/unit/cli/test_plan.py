@@ -71,6 +71,8 @@ def test_options_reach_their_service(monkeypatch: pytest.MonkeyPatch) -> None:
         port=8000,
         block_size=32,
         max_num_seqs=7,
+        swap_space=1.5,
+        kv_offloading_size=2,
         max_num_waiting=9,
         enable_prefix_caching=False,
         drain_s=3,
@@ -82,6 +84,7 @@ def test_options_reach_their_service(monkeypatch: pytest.MonkeyPatch) -> None:
     assert children["tokenizer"].served_model_name == ("org/name",)
     assert children["tokenizer"].chat_template == "{{ messages }}"
     assert (children["executor"].block_size, children["executor"].max_num_seqs) == (32, 7)
+    assert (children["executor"].swap_space, children["executor"].kv_offloading_size) == (1.5, 2.0)
     assert (children["scheduler"].max_num_waiting, children["scheduler"].enable_prefix_caching) == (9, False)
     assert children["scheduler"].heartbeat_timeout_s == 3
     assert {each.log_level for each in children.values()} == {"error"}
@@ -110,6 +113,8 @@ def test_executors_share_the_cores() -> None:
         ({"port": -1}, "port is -1"),
         ({"max_num_waiting": 0}, "max_num_waiting"),
         ({"gpu_memory_utilization": 1.5}, "gpu-memory-utilization"),
+        ({"swap_space": -1.0}, "--swap-space is -1.0"),
+        ({"kv_offloading_size": float("nan")}, "--kv-offloading-size is nan"),
         ({"run_dir": Path("/" + "x" * 100)}, "too long"),
     ],
 )

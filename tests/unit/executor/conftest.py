@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ import zmq
 import zmq.asyncio
 
 from pagoda.v1 import scheduler_pb2, scheduler_pb2_grpc, step_pb2
+
+# The helpers of these tests (step_plans) stand beside them.
+sys.path.insert(0, str(Path(__file__).parent))
 
 torch.set_num_threads(1)
 

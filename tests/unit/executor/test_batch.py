@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+from step_plans import make_plan
 
-from pagoda.executor.batch import Batch, PlanError, StepInputs
+from pagoda.executor.batch import Batch, StepInputs
+from pagoda.executor.plan_arrays import PlanError
 from pagoda.rpc.arrays import pack_u32
 from pagoda.v1 import step_pb2
 
@@ -18,40 +18,12 @@ BLOCK_SIZE = 4
 def batch() -> Batch:
     return Batch(
         max_num_seqs=4,
-        max_model_len=20,
+        max_model_len=19,
         max_num_batched_tokens=16,
         num_blocks=12,
         block_size=BLOCK_SIZE,
         vocab_size=100,
     )
-
-
-def plan(
-    run: dict[int, int] | None = None,
-    *,
-    starts: list[dict[str, Any]] | None = None,
-    ended: list[int] | None = None,
-    blocks: list[tuple[int, int]] | None = None,
-) -> step_pb2.StepPlan:
-    """run: row -> new tokens; blocks: (row, block id) appended."""
-    run, blocks = run or {}, blocks or []
-    message = step_pb2.StepPlan(
-        ended_rows=pack_u32(ended or []),
-        block_rows=pack_u32([row for row, _ in blocks]),
-        block_ids=pack_u32([block for _, block in blocks]),
-        rows=pack_u32(list(run)),
-        num_new_tokens=pack_u32(list(run.values())),
-    )
-    for start in starts or []:
-        sampling = start.get("sampling", {"temperature": 1.0})
-        message.started_rows.add(
-            row=start["row"],
-            token_ids=pack_u32(start["tokens"]),
-            num_computed_tokens=start.get("computed", 0),
-            block_ids=pack_u32(start.get("blocks", [])),
-            sampling=step_pb2.RowSampling(**sampling),
-        )
-    return message
 
 
 def run(batch: Batch, message: step_pb2.StepPlan) -> StepInputs:
@@ -68,112 +40,167 @@ def as_lists(inputs: StepInputs) -> dict[str, list[int]]:
 def test_the_life_of_two_rows(batch: Batch) -> None:
     first = {"row": 2, "tokens": [10, 11, 12, 13, 14, 15], "blocks": [7, 3]}
     second = {"row": 0, "tokens": [20, 21, 22, 23, 24], "blocks": [5, 6], "computed": 4}
-    assert as_lists(run(batch, plan({2: 3, 0: 1}, starts=[first, second]))) == {
-        "token_ids": [10, 11, 12, 24],
-        "positions": [0, 1, 2, 4],
-        "slot_mapping": [28, 29, 30, 24],
-        "cu_seqlens_q": [0, 3, 4],
-        "seq_lens": [3, 5],
+    # The second one has one token left: nobody needs to name it.
+    assert as_lists(run(batch, make_plan({2: 3}, starts=[first, second]))) == {
+        "token_ids": [24, 10, 11, 12],
+        "positions": [4, 0, 1, 2],
+        "slot_mapping": [24, 28, 29, 30],
+        "cu_seqlens_q": [0, 1, 4],
+        "seq_lens": [5, 3],
         "sample_rows": [0],  # the other one has half a prompt to go
-        "sample_tokens": [3],
+        "sample_tokens": [0],
     }
     batch.append(np.array([0]), np.array([25]))
-    # The rest of the prompt beside a decoding row, in another order.
-    inputs = run(batch, plan({0: 1, 2: 3}))
+    # A started row goes on only when it is told to.
+    assert as_lists(run(batch, make_plan()))["token_ids"] == [25]
+    batch.append(np.array([0]), np.array([26]))
+    inputs = run(batch, make_plan({2: 3}))
     assert as_lists(inputs) == {
-        "token_ids": [25, 13, 14, 15],
-        "positions": [5, 3, 4, 5],
-        "slot_mapping": [25, 31, 12, 13],
+        "token_ids": [26, 13, 14, 15],
+        "positions": [6, 3, 4, 5],
+        "slot_mapping": [26, 31, 12, 13],
         "cu_seqlens_q": [0, 1, 4],
-        "seq_lens": [6, 6],
+        "seq_lens": [7, 6],
         "sample_rows": [0, 2],
         "sample_tokens": [0, 3],
     }
     assert inputs.block_tables.tolist() == [[5, 6], [7, 3]]
-    batch.append(np.array([0, 2]), np.array([26, 16]))
+    batch.append(np.array([0, 2]), np.array([27, 16]))
     # Row 0 leaves, its place and a block of it are taken in the same plan.
     third = {"row": 0, "tokens": [30], "blocks": [6]}
-    assert as_lists(run(batch, plan({2: 1, 0: 1}, ended=[0], starts=[third])))["slot_mapping"] == [14, 24]
+    assert as_lists(run(batch, make_plan(ended=[0], starts=[third])))["slot_mapping"] == [24, 14]
 
 
-def test_blocks_are_appended_in_order(batch: Batch) -> None:
+def test_the_last_token_of_a_chunked_prompt_runs_by_itself(batch: Batch) -> None:
+    start = {"row": 3, "tokens": [1, 2, 3, 4], "blocks": [8]}
+    assert run(batch, make_plan({3: 3}, starts=[start])).sample_rows.tolist() == []
+    inputs = run(batch, make_plan())
+    assert (inputs.token_ids.tolist(), inputs.sample_rows.tolist()) == ([4], [3])
+
+
+def test_rows_run_in_ascending_order(batch: Batch) -> None:
+    starts = [{"row": row, "tokens": [row, row + 10, row + 20], "blocks": [row]} for row in (3, 1, 2)]
+    inputs = run(batch, make_plan({2: 3, 3: 1, 1: 2}, starts=starts))
+    assert inputs.token_ids.tolist() == [1, 11, 2, 12, 22, 3]
+    assert inputs.sample_rows.tolist() == [2]
+
+
+def test_blocks_are_appended_and_replaced_in_order(batch: Batch) -> None:
     starts = [{"row": 1, "tokens": list(range(11)), "blocks": [9]}, {"row": 3, "tokens": [1, 2]}]
-    inputs = run(batch, plan({1: 11, 3: 2}, starts=starts, blocks=[(1, 8), (3, 0), (1, 4)]))
-    assert inputs.block_tables[0].tolist() == [9, 8, 4]
+    blocks = [(1, 1, 8), (3, 0, 0), (1, 2, 4), (1, 0, 5), (1, 2, 6)]
+    inputs = run(batch, make_plan({1: 11, 3: 2}, starts=starts, blocks=blocks))
+    assert inputs.block_tables[0].tolist() == [5, 8, 6]
     assert inputs.block_tables[1, 0] == 0
-    assert inputs.slot_mapping[[0, 4, 8, 11]].tolist() == [36, 32, 16, 0]
+    assert inputs.slot_mapping[[0, 4, 8, 11]].tolist() == [20, 32, 24, 0]
+    # Later, too.
+    batch.append(np.array([1, 3]), np.array([7, 7]))
+    inputs = run(batch, make_plan(blocks=[(1, 1, 11), (1, 2, 10)]))
+    assert inputs.block_tables[0].tolist() == [5, 11, 10]
+    assert inputs.slot_mapping.tolist() == [43, 2]
 
 
 def test_sampling_rows(batch: Batch) -> None:
     sampling = {"temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "seed": 2**64 - 1}
-    batch.apply(plan({3: 3}, starts=[{"row": 3, "tokens": [1, 2, 3], "blocks": [1], "sampling": sampling}]))
+    batch.apply(make_plan({3: 3}, starts=[{"row": 3, "tokens": [1, 2, 3], "blocks": [1], "sampling": sampling}]))
     rows = batch.sampling(np.array([3]))
     assert [rows.temperature[0], rows.top_p[0], rows.top_k[0], rows.min_p[0]] == [0.5, 0.25, 7, 0.125]
     assert int(rows.seed[0]) == 2**64 - 1
     assert rows.position[0] == 3
 
 
-def test_a_full_sequence_may_sample_its_last_token(batch: Batch) -> None:
-    start = {"row": 0, "tokens": list(range(20)), "blocks": [0, 1, 2, 3, 4], "computed": 10}
-    assert run(batch, plan({0: 10}, starts=[start])).sample_rows.tolist() == [0]
+@pytest.mark.parametrize("late", [[], [(0, 4, 4)]])
+def test_a_full_sequence_may_sample_its_last_token(batch: Batch, late: list[tuple[int, int, int]]) -> None:
+    blocks = [0, 1, 2, 3, 4][: 5 - len(late)]
+    start = {"row": 0, "tokens": list(range(19)), "blocks": blocks, "computed": 10}
+    assert run(batch, make_plan({0: 9}, starts=[start], blocks=late)).sample_rows.tolist() == [0]
     batch.append(np.array([0]), np.array([5]))
-    with pytest.raises(PlanError, match="too few blocks"):
-        batch.apply(plan({0: 1}))
+    # The last block has room for it.
+    with pytest.raises(PlanError, match="row 0 exceeds 19 tokens"):
+        batch.apply(make_plan())
 
 
 def test_a_plan_may_run_nothing(batch: Batch) -> None:
     start = {"row": 0, "tokens": [1, 2], "blocks": [0]}
-    assert batch.apply(plan(starts=[start])) is None
-    assert batch.apply(plan(ended=[0])) is None
-    assert run(batch, plan({0: 2}, starts=[start])).positions.tolist() == [0, 1]
+    assert batch.apply(make_plan()) is None
+    assert batch.apply(make_plan(starts=[start])) is None
+    assert batch.apply(make_plan(ended=[0])) is None
+    assert run(batch, make_plan({0: 2}, starts=[start])).positions.tolist() == [0, 1]
 
 
 def test_reset_frees_every_row(batch: Batch) -> None:
     start = {"row": 0, "tokens": [1, 2], "blocks": [0]}
-    batch.apply(plan({0: 2}, starts=[start]))
+    batch.apply(make_plan({0: 2}, starts=[start]))
     batch.reset()
-    assert run(batch, plan({0: 2}, starts=[start])).positions.tolist() == [0, 1]
+    assert batch.apply(make_plan()) is None
+    assert run(batch, make_plan({0: 2}, starts=[start])).positions.tolist() == [0, 1]
 
 
-ROW1 = {"row": 1, "tokens": [1, 2, 3], "blocks": [2]}
+ROW1 = {"row": 1, "tokens": [1, 2, 3, 4, 5], "blocks": [2, 3]}
 
 
 @pytest.mark.parametrize(
     ("message", "bad"),
     [
-        ("row 3 ended, but not active", plan({1: 1}, ended=[3])),
-        ("ended_rows has row 4", plan({1: 1}, ended=[4])),
-        ("row 1 starts, but it is active", plan({1: 1}, starts=[ROW1])),
-        ("row 9 starts, but it is active or outside", plan({1: 1}, starts=[ROW1 | {"row": 9}])),
-        ("starts with 0 tokens", plan({0: 1}, starts=[{"row": 0, "tokens": []}])),
-        (
-            "starts with 2 tokens, 2 of them computed",
-            plan({0: 1}, starts=[{"row": 0, "tokens": [1, 2], "computed": 2}]),
-        ),
-        ("at most 20 fit", plan({0: 1}, starts=[{"row": 0, "tokens": list(range(21)), "blocks": [0]}])),
+        ("row 3 ends, but is not active", make_plan(ended=[3])),
+        (r"ended_rows has 4, which is outside \[0, 4\)", make_plan(ended=[4])),
+        ("ended_rows has 1 more than once", make_plan(ended=[1, 1])),
+        ("ended_rows has 5 bytes", step_pb2.StepPlan(ended_rows=b"12345")),
+        ("row 1 starts, but it is active", make_plan(starts=[ROW1])),
+        ("row 9 starts, but it is active or outside", make_plan(starts=[ROW1 | {"row": 9}])),
+        ("starts with 0 tokens", make_plan(starts=[{"row": 0, "tokens": []}])),
+        ("starts with 2 tokens, 2 of them computed", make_plan(starts=[{"row": 0, "tokens": [1, 2], "computed": 2}])),
+        ("at most 19 fit", make_plan(starts=[{"row": 0, "tokens": list(range(20)), "blocks": [0]}])),
         (
             "starts with 1 blocks, 5 tokens computed",
-            plan({0: 1}, starts=[{"row": 0, "tokens": list(range(6)), "computed": 5, "blocks": [0]}]),
+            make_plan(starts=[{"row": 0, "tokens": list(range(6)), "computed": 5, "blocks": [0]}]),
         ),
-        ("block 12", plan({0: 1}, starts=[{"row": 0, "tokens": [1], "blocks": [12]}])),
-        ("block 99", plan({1: 1}, blocks=[(1, 99)])),
-        ("row 2 gets a block, but is not active", plan({1: 1}, blocks=[(2, 0)])),
-        ("gets more than 5 blocks", plan({1: 1}, blocks=[(1, i) for i in range(3, 8)])),
-        ("row 2 runs, but is not active", plan({2: 1})),
-        ("row 1 runs tokens that it does not have", plan({1: 4})),
-        ("row 1 runs tokens that it does not have", plan({1: 0})),
-        ("token 100; tokens are", plan({0: 1}, starts=[{"row": 0, "tokens": [100], "blocks": [0]}])),
-        ("1 rows, but 2 num_new_tokens", step_pb2.StepPlan(rows=pack_u32([1]), num_new_tokens=pack_u32([1, 1]))),
-        ("a row runs twice", step_pb2.StepPlan(rows=pack_u32([1, 1]), num_new_tokens=pack_u32([1, 1]))),
-        ("has too few blocks", plan({0: 5}, starts=[{"row": 0, "tokens": list(range(5)), "blocks": [0]}])),
-        ("same cache slot", plan({1: 1, 0: 1}, starts=[{"row": 0, "tokens": [1, 2], "computed": 1, "blocks": [2]}])),
+        ("starts with 6 blocks", make_plan(starts=[{"row": 0, "tokens": [1], "blocks": [4, 5, 6, 7, 8, 9]}])),
+        ("token_ids has 100", make_plan(starts=[{"row": 0, "tokens": [100], "blocks": [0]}])),
+        ("block_ids has 12", make_plan(starts=[{"row": 0, "tokens": [1], "blocks": [12]}])),
+        ("block_ids has 99", make_plan(blocks=[(1, 2, 99)])),
+        ("block_positions has 5", make_plan(blocks=[(1, 5, 4)])),
+        ("row 2 gets a block, but is not active", make_plan(blocks=[(2, 0, 0)])),
+        ("row 1 gets a block beyond the end of its block table", make_plan(blocks=[(1, 3, 4)])),
+        ("row 1 gets a block beyond the end of its block table", make_plan(blocks=[(1, 3, 4), (1, 2, 5)])),
+        (
+            "row 0 gets a block beyond the end of its block table",
+            make_plan(starts=[{"row": 0, "tokens": [1], "blocks": [4]}], blocks=[(1, 2, 5), (0, 2, 6), (1, 3, 7)]),
+        ),
+        (
+            "2 block_rows, 1 block_positions, 2 block_ids",
+            step_pb2.StepPlan(block_rows=pack_u32([1, 1]), block_positions=pack_u32([2]), block_ids=pack_u32([4, 5])),
+        ),
+        ("0 block_rows, 0 block_positions, 1 block_ids", step_pb2.StepPlan(block_ids=pack_u32([1]))),
+        ("row 2 runs a chunk, but is not active", make_plan({2: 2})),
+        ("row 1 runs a chunk of no tokens or more than it has left", make_plan({1: 5})),
+        ("row 1 runs a chunk of no tokens or more than it has left", make_plan({1: 0})),
+        (
+            "row 0 runs a chunk, but has one token left and runs by itself",
+            make_plan({0: 1}, starts=[{"row": 0, "tokens": [1], "blocks": [0]}]),
+        ),
+        ("1 chunk_rows, 2 chunk_num_tokens", step_pb2.StepPlan(chunk_rows=pack_u32([1]), chunk_num_tokens=bytes(8))),
+        ("0 chunk_rows, 1 chunk_num_tokens", step_pb2.StepPlan(chunk_num_tokens=pack_u32([1]))),
+        (
+            "chunk_rows has 1 more than once",
+            step_pb2.StepPlan(chunk_rows=pack_u32([1, 1]), chunk_num_tokens=pack_u32([1, 1])),
+        ),
+        (
+            "row 0 has too few blocks",
+            make_plan({0: 5}, starts=[{"row": 0, "tokens": list(range(5)), "blocks": [0]}]),
+        ),
+        ("row 0 has too few blocks", make_plan(starts=[{"row": 0, "tokens": [1], "blocks": []}])),
+        (
+            "rows 0 and 1 write to the same slot of block 2",
+            make_plan({1: 1}, starts=[{"row": 0, "tokens": [1, 2], "computed": 1, "blocks": [2]}]),
+        ),
+        ("chunk_num_tokens has 17", make_plan({1: 17})),
         (
             "the step has 17 tokens; at most 16",
-            plan({0: 17}, starts=[{"row": 0, "tokens": list(range(18)), "blocks": [0, 1, 3, 4, 5]}]),
+            make_plan({0: 14, 1: 3}, starts=[{"row": 0, "tokens": list(range(18)), "blocks": [0, 1, 4, 5, 6]}]),
         ),
     ],
 )
 def test_wrong_plans_are_refused(batch: Batch, message: str, bad: step_pb2.StepPlan) -> None:
-    batch.apply(plan({1: 1}, starts=[ROW1]))
+    batch.apply(make_plan({1: 1}, starts=[ROW1]))
     with pytest.raises(PlanError, match=message):
         batch.apply(bad)

@@ -1,4 +1,4 @@
-"""The size of the KV cache, and the error when it is too small."""
+"""The sizes of the KV cache and of host memory, and the errors when they are too small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from pagoda.executor.kv_cache import CacheLimits, KvLayout, allocate, plan_layout
+from pagoda.executor.kv_cache import (
+    CacheLimits,
+    HostMemory,
+    KvLayout,
+    allocate,
+    plan_host_memory,
+    plan_layout,
+    split_layers,
+)
 from pagoda.executor.models.config import LayerConfig, ModelConfig
 from pagoda.executor.models.rope import RopeConfig
 
@@ -70,7 +78,41 @@ def test_one_request_must_fit(limits: dict[str, Any], option: str) -> None:
 
 def test_allocate() -> None:
     layout = KvLayout(num_blocks=5, block_size=2, num_layers=3, num_kv_heads=4, head_dim=6, dtype=torch.float16)
-    layers = allocate(layout, torch.device("cpu"))
+    cache = allocate(layout, torch.device("cpu"))
+    assert cache.nbytes == layout.num_bytes
+    layers = split_layers(cache)
     assert len(layers) == 3
-    assert all(cache.shape == (5, 2, 4, 6) and cache.is_contiguous() for layer in layers for cache in layer)
-    assert sum(cache.nbytes for layer in layers for cache in layer) == layout.num_bytes
+    for i, layer in enumerate(layers):
+        for j, part in enumerate(layer):
+            assert part.shape == (5, 2, 4, 6)
+            assert part.is_contiguous()
+            assert part.data_ptr() == cache[i, j].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("swap_space", "kv_offloading_size", "expected"),
+    [
+        (0.0, 0.0, None),
+        (1.0, 0.0, HostMemory(GIB // BLOCK_BYTES, swap_only=True)),
+        (0.0, 0.5, HostMemory(GIB // 2 // BLOCK_BYTES, swap_only=False)),
+        (1.0, 0.5, HostMemory(3 * GIB // 2 // BLOCK_BYTES, swap_only=False)),
+        (BLOCK_BYTES / GIB, 0.0, HostMemory(1, swap_only=True)),
+    ],
+)
+def test_host_memory(swap_space: float, kv_offloading_size: float, expected: HostMemory | None) -> None:
+    sizes = {"swap_space": swap_space, "kv_offloading_size": kv_offloading_size}
+    assert plan_host_memory(make_layout(), **sizes, available_bytes=2 * GIB) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((1e-12, 0.0), "--swap-space is 1e-12 GiB, less than one KV block"),
+        ((1.0, (BLOCK_BYTES - 1) / GIB), "--kv-offloading-size is .* GiB, less than one KV block"),
+        ((3.0, 0.0), "would take 3.0 GiB, but 2.0 GiB are free: lower --swap-space$"),
+        ((1.5, 1.0), "would take 2.5 GiB, but 2.0 GiB are free: lower --swap-space and --kv-offloading-size$"),
+    ],
+)
+def test_host_memory_must_make_sense(sizes: tuple[float, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_host_memory(make_layout(), swap_space=sizes[0], kv_offloading_size=sizes[1], available_bytes=2 * GIB)

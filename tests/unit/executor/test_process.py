@@ -15,9 +15,10 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from step_plans import make_plan
 
-from pagoda.rpc.arrays import pack_u32, unpack_u32
-from pagoda.v1 import common_pb2, executor_pb2, executor_pb2_grpc, step_pb2
+from pagoda.rpc.arrays import unpack_u32
+from pagoda.v1 import common_pb2, executor_pb2, executor_pb2_grpc
 
 RUN = "import json, sys; from pagoda.executor.config import ExecutorOptions as O; \
 from pagoda.executor.server import main; sys.exit(main(O(**json.loads(sys.argv[1]))))"
@@ -45,7 +46,9 @@ async def test_serves_until_sigterm(make_scheduler: Callable[..., Any], tiny_mod
     listen = f"unix:{tmp_path}/executor.sock"
     async with (
         make_scheduler().running() as scheduler,
-        executor(model=str(tiny_model), scheduler=scheduler.address, listen=listen, name="e7") as process,
+        executor(
+            model=str(tiny_model), scheduler=scheduler.address, listen=listen, name="e7", swap_space=2**-16
+        ) as process,
     ):
         registration = await asyncio.wait_for(scheduler.registrations.get(), 30)
         session, _ = await scheduler.receive()
@@ -54,9 +57,9 @@ async def test_serves_until_sigterm(make_scheduler: Callable[..., Any], tiny_mod
         assert registration.model.max_model_len == 64
         assert registration.model.eos_token_ids == [1]
         assert registration.kv_layout.num_blocks == 4 * 64 // 4
-        plan = step_pb2.StepPlan(step=1, rows=pack_u32([2]), num_new_tokens=pack_u32([3]))
-        plan.started_rows.add(row=2, token_ids=pack_u32([5, 6, 7]), block_ids=pack_u32([9]))
-        await scheduler.send(session, plan)
+        assert (registration.host_memory.num_blocks, registration.host_memory.swap_only) == (16, True)
+        start = {"row": 2, "tokens": [5, 6, 7], "blocks": [9]}
+        await scheduler.send(session, make_plan({2: 3}, starts=[start]))
         _, message = await scheduler.receive()
         assert unpack_u32(message.result.rows).tolist() == [2]
         assert unpack_u32(message.result.token_ids)[0] < 96
@@ -70,7 +73,7 @@ async def test_serves_until_sigterm(make_scheduler: Callable[..., Any], tiny_mod
             assert info.model == registration.model
             assert info.kv_cache_bytes == 64 * 2 * 2 * 4 * 2 * 8 * 4
             await stub.StartProfile(executor_pb2.StartProfileRequest())
-            await scheduler.send(session, step_pb2.StepPlan(step=2, rows=pack_u32([2]), num_new_tokens=pack_u32([1])))
+            await scheduler.send(session, make_plan(step=2))
             await scheduler.receive()
             path = (await stub.StopProfile(executor_pb2.StopProfileRequest())).path
             assert "traceEvents" in (Path(path) / "trace.json").read_text()
@@ -98,6 +101,7 @@ async def test_sigterm_while_loading(tiny_model: Path) -> None:
         ({"model": "/nowhere"}, "cannot read /nowhere/config.json"),
         ({"max_model_len": 65}, "--max-model-len is 65"),
         ({"num_gpu_blocks_override": 15}, "raise --num-gpu-blocks-override or lower --max-model-len"),
+        ({"swap_space": 1e-9}, "--swap-space is 1e-09 GiB, less than one KV block, which takes 1,024 bytes"),
         ({"role": "decode"}, "role decode is not served yet"),
     ],
 )
@@ -118,7 +122,7 @@ async def test_a_plan_that_makes_no_sense_ends_the_process(
     ):
         await asyncio.wait_for(scheduler.registrations.get(), 30)
         session, _ = await scheduler.receive()
-        await scheduler.send(session, step_pb2.StepPlan(step=1, ended_rows=pack_u32([0])))
+        await scheduler.send(session, make_plan(ended=[0]))
         code, err = await finished(process)
         assert code == 1
-        assert "PlanError: row 0 ended, but not active" in err
+        assert "PlanError: row 0 ends, but is not active" in err

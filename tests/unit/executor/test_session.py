@@ -20,17 +20,17 @@ REGISTRATION = scheduler_pb2.ExecutorRegistration(name="e0", max_num_seqs=4)
 
 
 class EchoSteps:
-    """Answers every plan with its rows; a plan of row 255 fails."""
+    """Answers every plan with its chunk rows; a plan with row 255 fails."""
 
     def __init__(self) -> None:
         self.resets = 0
         self.executed: list[int] = []
 
     def execute(self, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
-        if plan.rows == b"\xff\0\0\0":
+        if plan.chunk_rows == b"\xff\0\0\0":
             raise RuntimeError("no such kernel")
         self.executed.append(plan.step)
-        return step_pb2.StepResult(step=plan.step, rows=plan.rows)
+        return step_pb2.StepResult(step=plan.step, rows=plan.chunk_rows)
 
     def reset(self) -> None:
         self.resets += 1
@@ -70,7 +70,7 @@ async def test_registers_beats_and_steps(make_scheduler: Callable[..., Any]) -> 
         assert await scheduler.registrations.get() == REGISTRATION
         # Two plans in flight, as a scheduler keeps them.
         for step in (1, 2):
-            await scheduler.send(session, step_pb2.StepPlan(step=step, rows=bytes([step, 0, 0, 0])))
+            await scheduler.send(session, step_pb2.StepPlan(step=step, chunk_rows=bytes([step, 0, 0, 0])))
         for step in (1, 2):
             sender, message = await scheduler.receive()
             assert sender == session
@@ -123,7 +123,7 @@ async def test_a_refusal_is_final(make_scheduler: Callable[..., Any], code: grpc
 async def test_a_failed_step_ends_it(make_scheduler: Callable[..., Any]) -> None:
     async with make_scheduler().running() as scheduler, member(scheduler.address) as executor:
         session, _ = await scheduler.receive()
-        await scheduler.send(session, step_pb2.StepPlan(step=1, rows=b"\xff\0\0\0"))
+        await scheduler.send(session, step_pb2.StepPlan(step=1, chunk_rows=b"\xff\0\0\0"))
         with pytest.raises(RuntimeError, match="no such kernel"):
             await asyncio.wait_for(executor.task, 5)
         assert executor.serving[-1] is False

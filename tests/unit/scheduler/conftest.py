@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pagoda.scheduler.core.kv_events import KvEvents
 from pagoda.scheduler.core.plan import StepPlan, StepResult
 from pagoda.scheduler.core.request import End, Request, RequestKey, Sampling
 from pagoda.scheduler.core.scheduler import CoreOptions, Scheduler
@@ -48,10 +49,14 @@ class Cell:
     """Drives the core as the engine does: plans travel to executors, results come back when the test says so."""
 
     def __init__(self, **options: Any) -> None:
-        self.core = Scheduler(CoreOptions(**options))
+        core_options = CoreOptions(**({"max_plans_in_flight": 1} | options))
+        # Every check of the core then also finds blocks that were not told of.
+        self.core = Scheduler(core_options, KvEvents() if core_options.enable_prefix_caching else None)
         self.now = 100.0
         self.executors: dict[str, SimulatedExecutor] = {}
         self.in_flight: dict[str, deque[tuple[StepPlan, StepResult]]] = {}
+        self.work: dict[int, dict[int, int]] = {}
+        """By step of the last plans: rows that ran, and how many of their tokens."""
         self.tokens: dict[RequestKey, list[int]] = {}
         self.ends: dict[RequestKey, End] = {}
 
@@ -70,7 +75,17 @@ class Cell:
         """Fields go to the request or to its sampling parameters."""
         of_request = {
             name: fields.pop(name)
-            for name in ("num_prompt_tokens", "request_id", "priority", "cache_salt")
+            for name in (
+                "num_prompt_tokens",
+                "request_id",
+                "priority",
+                "cache_salt",
+                "client_id",
+                "adapter",
+                "media",
+                "forked_from",
+                "timeout_s",
+            )
             if name in fields
         }
         request = Request(RequestKey(origin, number), token_ids, Sampling(**fields), **of_request)
@@ -84,13 +99,15 @@ class Cell:
         plans = dict(self.core.step(self.now))
         for name, plan in plans.items():
             self.in_flight[name].append((plan, self.executors[name].run(plan)))
+            self.work[plan.step] = self.executors[name].work
+        self.core.settle()
         self._collect()
         return plans
 
     def answer(self, name: str = "A") -> StepResult:
         """The oldest step in flight of an executor comes back."""
         _, result = self.in_flight[name].popleft()
-        self.core.commit(name, result)
+        self.core.commit(name, result, self.now)
         self._collect()
         return result
 
@@ -113,9 +130,11 @@ class Cell:
 
     def _collect(self) -> None:
         outputs = self.core.take_outputs()
-        for request, token_id in outputs.tokens:
-            assert request.key not in self.ends, "a token after the end"
-            self.tokens[request.key].append(token_id)
+        for run in outputs.tokens:
+            for number, token_id in zip(run.keys.tolist(), run.token_ids.tolist(), strict=True):
+                key = RequestKey(run.origin, number)
+                assert key not in self.ends, "a token after the end"
+                self.tokens[key].append(token_id)
         for request in outputs.ended:
             assert request.key not in self.ends, "a second end"
             assert request.end is not None

@@ -30,8 +30,8 @@ def tokens(count: int, first: int = 10) -> list[int]:
 
 def place(cell: Any, number: int) -> str | None:
     """The lane that runs a request."""
-    row = cell.core.requests[key(number)].row
-    return row.lane.id if row else None
+    lane = cell.core.requests[key(number)].lane
+    return lane.id if lane else None
 
 
 @pytest.fixture

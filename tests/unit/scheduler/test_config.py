@@ -31,7 +31,9 @@ def test_endpoints_that_others_could_reach_are_refused(name: str, endpoint: str)
         {"executor_endpoint": "inproc://x"},
         {"executor_endpoint": "127.0.0.1:5555"},
         {"max_num_waiting": 0},
-        {"max_plans_in_flight": 0},
+        {"max_plans_in_flight": -1},
+        {"inter_token_target_ms": -1.0},
+        {"tie_window_s": -1.0},
         {"heartbeat_interval_s": 0.0},
         {"heartbeat_timeout_s": 0.5},
         {"no_executor_timeout_s": 0.0},
@@ -41,3 +43,11 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=name):
         SchedulerOptions(**options)
+
+
+def test_options_of_a_policy_that_is_not_chosen_are_refused() -> None:
+    with pytest.raises(ValueError, match="fair"):
+        SchedulerOptions(client_weights="a=2")
+    with pytest.raises(ValueError, match="tie_window_s"):
+        SchedulerOptions(scheduling_policy="fair", tie_window_s=1.0)
+    SchedulerOptions(scheduling_policy="fair", client_weights="a=2")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pagoda.scheduler.core.lane import BadResultError
-from pagoda.scheduler.core.plan import StepResult
+from pagoda.scheduler.core.plan import BlockCopies, StepResult
 from pagoda.scheduler.core.request import End, FinishReason, RequestKey
 from pagoda.scheduler.core.simulated import expected_tokens
 
@@ -17,9 +18,8 @@ def tokens(count: int, first: int = 10) -> list[int]:
     return list(range(first, first + count))
 
 
-def work(plan: Any) -> dict[int, int]:
-    """Row -> how many of its tokens the plan computes."""
-    return dict(zip(plan.rows, plan.num_new_tokens, strict=True))
+def result(step: int, rows: list[int], token_ids: list[int]) -> StepResult:
+    return StepResult(step, np.array(rows, np.uint32), np.array(token_ids, np.uint32))
 
 
 def appended(plan: Any) -> list[tuple[int, int]]:
@@ -37,16 +37,17 @@ def test_a_prompt_runs_whole_and_then_token_by_token(cell: Any) -> None:
     (start,) = first.started_rows
     assert (start.row, list(start.token_ids), start.num_computed_tokens, start.block_ids) == (0, tokens(6), 0, (0, 1))
     assert (start.sampling.seed, start.sampling.temperature) == (9, 0.5)
-    assert (first.step, work(first), appended(first)) == (1, {0: 6}, [])
+    assert (first.step, cell.work[first.step], appended(first)) == (1, {0: 6}, [])
     second, third, fourth = (cell.step()["A"] for _ in range(3))
-    assert [work(plan) for plan in (second, third, fourth)] == [{0: 1}] * 3
+    assert [cell.work[plan.step] for plan in (second, third, fourth)] == [{0: 1}] * 3
     # Token 8 is the first of block 2.
     assert [appended(plan) for plan in (second, third, fourth)] == [[], [], [(0, 2)]]
     assert (second.started_rows, second.ended_rows) == ([], [])
     assert cell.ends[RequestKey("t", 1)] == End(FinishReason.LENGTH)
     assert cell.tokens[RequestKey("t", 1)] == expected_tokens(tokens(6), 9, 1000, 4)
     assert cell.step() == {}
-    assert blocks(cell) == (6, 0, 2)
+    # Two blocks are full; the third holds the last token but one, and can still be copied.
+    assert blocks(cell) == (5, 0, 3)
 
 
 def test_a_row_that_ended_is_named_in_the_next_plan_and_used_again(cell: Any) -> None:
@@ -62,7 +63,7 @@ def test_a_long_prompt_is_computed_in_chunks(cell: Any) -> None:
     cell.submit(1, tokens(22), max_tokens=1)
     first, second = cell.step()["A"], cell.step()["A"]
     assert first.started_rows[0].block_ids == (0, 1, 2, 3, 4, 5)
-    assert (work(first), work(second)) == ({0: 16}, {0: 6})
+    assert (cell.work[first.step], cell.work[second.step]) == ({0: 16}, {0: 6})
     assert len(cell.tokens[RequestKey("t", 1)]) == 1
 
 
@@ -70,18 +71,18 @@ def test_running_requests_get_their_token_before_a_prompt_gets_its_chunk(cell: A
     cell.submit(1, tokens(2), max_tokens=9)
     cell.step()
     cell.submit(2, tokens(16, first=50), max_tokens=9)
-    assert work(cell.step()["A"]) == {0: 1, 1: 15}
+    assert cell.work[cell.step()["A"].step] == {0: 1, 1: 15}
     # The first token of the third prompt comes with what is left of the budget.
     cell.submit(3, tokens(3, first=90), max_tokens=9)
-    assert work(cell.step()["A"]) == {0: 1, 1: 1, 2: 3}
-    assert work(cell.step()["A"]) == {0: 1, 1: 1, 2: 1}
+    assert cell.work[cell.step()["A"].step] == {0: 1, 1: 1, 2: 3}
+    assert cell.work[cell.step()["A"].step] == {0: 1, 1: 1, 2: 1}
 
 
 def test_a_chunk_under_way_goes_on_before_the_next_prompt_starts(cell: Any) -> None:
     cell.submit(1, tokens(18), max_tokens=2)
     cell.submit(2, tokens(4, first=50), max_tokens=2)
     first, second = cell.step()["A"], cell.step()["A"]
-    assert (work(first), work(second)) == ({0: 16}, {0: 2, 1: 4})
+    assert (cell.work[first.step], cell.work[second.step]) == ({0: 16}, {0: 2, 1: 4})
 
 
 def test_a_prefix_that_was_computed_is_shared(cell: Any) -> None:
@@ -101,7 +102,9 @@ def test_the_last_token_is_always_computed_again(cell: Any) -> None:
     cell.submit(2, tokens(8), max_tokens=1)
     plan = cell.step()["A"]
     (start,) = plan.started_rows
-    assert (start.num_computed_tokens, start.block_ids, work(plan)) == (4, (0, 2), {0: 4})
+    # Block 0 is shared; the row goes on in a copy of block 1, whose last slot it writes again.
+    assert (start.num_computed_tokens, start.block_ids, cell.work[plan.step]) == (7, (0, 2), {0: 1})
+    assert plan.copies == BlockCopies((1,), (2,))
     assert cell.tokens[RequestKey("t", 1)] == cell.tokens[RequestKey("t", 2)]
     # Block 2 came to hold what block 1 held already.
     assert blocks(cell) == (6, 0, 2)
@@ -111,31 +114,33 @@ def test_generated_tokens_are_cached_like_prompts(cell: Any) -> None:
     cell.submit(1, tokens(6), max_tokens=8)
     cell.run()
     conversation = tokens(6) + expected_tokens(tokens(6), 0, 1000, 8)
-    # The very last token was sampled and never computed.
+    # The very last token was sampled and never computed; of 13 that were, 12 are in full blocks.
     assert cell.submit(2, [*conversation, 5], max_tokens=1).num_cached_tokens is None
-    assert cell.step()["A"].started_rows[0].num_computed_tokens == 12
+    plan = cell.step()["A"]
+    assert plan.started_rows[0].num_computed_tokens == 13
+    assert len(plan.copies.sources) == 1
 
 
 def test_requests_alike_wait_for_the_first_to_compute_what_they_share(cell: Any) -> None:
     for number in (1, 2, 3):
         cell.submit(number, [*tokens(8), 90 + number], max_tokens=2)
-    assert work(cell.step()["A"]) == {0: 9}
+    assert cell.work[cell.step()["A"].step] == {0: 9}
     plan = cell.step()["A"]
-    assert work(plan) == {0: 1, 1: 1, 2: 1}
+    assert cell.work[plan.step] == {0: 1, 1: 1, 2: 1}
     assert [start.block_ids for start in plan.started_rows] == [(0, 1, 3), (0, 1, 4)]
 
 
 def test_a_request_does_not_wait_for_a_small_part_of_it(cell: Any) -> None:
     cell.submit(1, tokens(4), max_tokens=2)
     cell.submit(2, tokens(10), max_tokens=2)
-    assert work(cell.step()["A"]) == {0: 4, 1: 10}
+    assert cell.work[cell.step()["A"].step] == {0: 4, 1: 10}
 
 
 def test_a_request_that_waits_for_a_prefix_keeps_its_place(cell: Any) -> None:
     cell.submit(1, tokens(8), max_tokens=8)  # blocks 0 1, later 2
     cell.submit(2, [*tokens(8), 91], max_tokens=8)
     cell.submit(3, tokens(18, first=50), max_tokens=2)  # 5 blocks, of the 6 that are left
-    assert work(cell.step()["A"]) == {0: 8}
+    assert cell.work[cell.step()["A"].step] == {0: 8}
     assert [start.row for start in cell.step()["A"].started_rows] == [1]
 
 
@@ -167,7 +172,7 @@ def test_the_last_to_come_is_preempted_and_goes_on_later(cell: Any) -> None:
         cell.step()
     # Both need a block for token 16. Request 2 makes room, and its end is evicted before its beginning.
     plan = cell.step()["A"]
-    assert (appended(plan), work(plan)) == ([(0, 7)], {0: 1})
+    assert (appended(plan), cell.work[plan.step]) == ([(0, 7)], {0: 1})
     assert plan.ended_rows == [1]
     assert [request.key.number for request in cell.core.waiting] == [2]
     assert cell.core.counters.preemptions == 1
@@ -198,7 +203,7 @@ def test_nobody_overtakes_the_first_in_the_queue(cell: Any) -> None:
     cell.step()
     cell.submit(2, tokens(20, first=50), max_tokens=1)  # needs 5 blocks of the 3 there are
     cell.submit(3, tokens(2, first=90), max_tokens=1)
-    assert work(cell.step()["A"]) == {0: 1}
+    assert cell.work[cell.step()["A"].step] == {0: 1}
     assert [request.key.number for request in cell.core.waiting] == [2, 3]
 
 
@@ -215,7 +220,7 @@ def test_an_aborted_request_keeps_its_blocks_until_its_step_came_back(cell: Any)
     cell.check()
     assert blocks(cell) == (6, 2, 0)
     cell.answer()
-    assert blocks(cell) == (7, 0, 1)
+    assert blocks(cell) == (6, 0, 2)
     assert cell.ends[RequestKey("t", 1)].reason is FinishReason.ABORT
     assert cell.tokens[RequestKey("t", 1)] == []
     cell.core.abort(RequestKey("t", 1))
@@ -228,7 +233,7 @@ def test_an_aborted_request_that_waits_or_rests_is_freed_at_once(cell: Any) -> N
     cell.submit(2, tokens(6), max_tokens=9)
     for number in (1, 2):
         cell.core.abort(RequestKey("t", number))
-    assert blocks(cell) == (7, 0, 1)
+    assert blocks(cell) == (6, 0, 2)
     assert not cell.core.waiting
 
 
@@ -270,22 +275,22 @@ def test_a_request_handed_over_goes_on_where_it_was(cell: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "result",
+    "answer",
     [
-        StepResult(2, [0, 1], [5, 5]),
-        StepResult(1, [0], [5]),
-        StepResult(1, [0, 0], [5, 5]),
-        StepResult(1, [0, 2], [5, 5]),
-        StepResult(1, [0, 1], [5]),
-        StepResult(1, [0, 1], [5, 1000]),
+        result(2, [0, 1], [5, 5]),
+        result(1, [0], [5]),
+        result(1, [0, 0], [5, 5]),
+        result(1, [0, 2], [5, 5]),
+        result(1, [0, 1], [5]),
+        result(1, [0, 1], [5, 1000]),
     ],
 )
-def test_a_result_that_does_not_answer_the_plan_changes_nothing(cell: Any, result: StepResult) -> None:
+def test_a_result_that_does_not_answer_the_plan_changes_nothing(cell: Any, answer: StepResult) -> None:
     cell.submit(1, tokens(2), max_tokens=2)
     cell.submit(2, tokens(3), max_tokens=2)
     cell.plan()
     with pytest.raises(BadResultError):
-        cell.core.commit("A", result)
+        cell.core.commit("A", answer, cell.now)
     cell.answer()
     cell.run()
     assert len(cell.ends) == 2
@@ -295,10 +300,10 @@ def test_two_plans_in_flight_wait_for_nobody(make_cell: Callable[..., Any]) -> N
     cell = make_cell(max_plans_in_flight=2)
     cell.join()
     cell.submit(1, tokens(6), max_tokens=3)
-    assert [work(cell.plan().get("A")) for _ in range(2)] == [{0: 6}, {0: 1}]
+    assert [cell.work[cell.plan()["A"].step] for _ in range(2)] == [{0: 6}, {0: 1}]
     assert cell.plan() == {}
     cell.answer()
-    assert work(cell.plan()["A"]) == {0: 1}
+    assert cell.work[cell.plan()["A"].step] == {0: 1}
     # The third and last token is on its way: there is nothing to plan for.
     cell.answer()
     assert cell.plan() == {}

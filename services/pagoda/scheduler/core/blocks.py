@@ -4,15 +4,36 @@ A block is in exactly one of three states:
 
     free        nobody holds it and its content is worthless
     referenced  one or more rows hold it (several when they share a prefix)
-    cached      nobody holds it, its content is addressable by hash; evicted least recently used first
+    cached      nobody holds it, its content can be found; evicted least recently used first
 
-The pool knows block ids and hashes, not tokens and not requests.
+Content is found in two ways. A full block has the hash of everything up to its end. The last, partly filled block of
+a sequence is its tail: it is found by the hash of what comes before it, and the tokens in it are compared; who
+uses it goes on in a copy. The pool knows block ids and hashes, not requests.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable, KeysView, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Tail(NamedTuple):
+    """The first len(token_ids) slots of a block hold those tokens."""
+
+    block_id: int
+    token_ids: array[int]
+
+
+class Evicted(NamedTuple):
+    """A block that was handed out although its content could still be found."""
+
+    block_id: int
+    block_hash: bytes
 
 
 class BlockPool:
@@ -20,14 +41,19 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, *, enable_prefix_caching: bool = True) -> None:
         self.num_blocks = num_blocks
+        self.evicted: list[Evicted] = []
+        """Full blocks that `allocate` took out of the cache; the caller empties it."""
         self._enable_prefix_caching = enable_prefix_caching
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._block_by_hash: dict[bytes, int] = {}
-        # What blocks will hold once they are computed: the hash of each, and the first block for each hash.
-        self._expected_hashes: list[bytes | None] = [None] * num_blocks
-        self._expected_by_hash: dict[bytes, int] = {}
-        self._free = deque(range(num_blocks))
+        # By the hash of what comes before: one tail each, the latest. The reverse: a block is the tail of at most one.
+        self._tails: dict[bytes, Tail] = {}
+        self._tail_parents: dict[int, bytes] = {}
+        # What is being computed, and how many rows compute it.
+        self._expected: dict[bytes, int] = {}
+        # Taken from the end.
+        self._free = list(range(num_blocks - 1, -1, -1))
         # Least recently used first.
         self._cached: OrderedDict[int, None] = OrderedDict()
 
@@ -48,43 +74,83 @@ class BlockPool:
         """Blocks that `allocate` can hand out: free ones, then cached ones."""
         return len(self._free) + len(self._cached)
 
-    def find_prefix(self, hashes: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest known prefix of the chain `hashes`. Takes no reference."""
+    @property
+    def ref_counts(self) -> NDArray[np.int32]:
+        """[num_blocks]: how many rows hold each block."""
+        return np.array(self._ref_counts, np.int32)
+
+    def cached_mask(self) -> NDArray[np.bool_]:
+        """[num_blocks]: who is cached."""
+        mask = np.zeros(self.num_blocks, np.bool_)
+        mask[list(self._cached)] = True
+        return mask
+
+    @property
+    def hashes(self) -> KeysView[bytes]:
+        """Full blocks that can be found."""
+        return self._block_by_hash.keys()
+
+    def find(self, block_hash: bytes) -> int | None:
+        """The block with that content."""
+        return self._block_by_hash.get(block_hash)
+
+    def find_chain(self, chain: Sequence[bytes], most: int) -> list[int]:
+        """The blocks of the longest known prefix of `chain`, no more than `most`."""
         found: list[int] = []
-        for block_hash in hashes:
-            block_id = self._block_by_hash.get(block_hash)
+        get = self._block_by_hash.get
+        for block_hash in chain[:most]:
+            block_id = get(block_hash)
             if block_id is None:
                 break
             found.append(block_id)
         return found
 
-    def count_expected(self, hashes: Sequence[bytes]) -> int:
-        """How many of the first of `hashes` are being computed now, and so will soon be found."""
+    def find_tail(self, parent: bytes, token_ids: array[int], first: int, last: int) -> Tail | None:
+        """A block behind `parent` that begins like tokens [first, last); the tail holds what both have in common."""
+        tail = self._tails.get(parent)
+        if tail is None:
+            return None
         count = 0
-        for block_hash in hashes:
-            if block_hash not in self._expected_by_hash:
+        for mine, other in zip(token_ids[first:last], tail.token_ids, strict=False):
+            if mine != other:
                 break
+            count += 1
+        return Tail(tail.block_id, tail.token_ids[:count]) if count else None
+
+    def count_expected(self, chain: Sequence[bytes], first: int) -> int:
+        """How many hashes of `chain` from `first` are being computed now, without a gap, and so will soon be found."""
+        count = 0
+        while first + count < len(chain) and chain[first + count] in self._expected:
             count += 1
         return count
 
-    def num_available_besides(self, block_ids: Sequence[int]) -> int:
+    def num_available_besides(self, block_ids: Iterable[int]) -> int:
         """What `allocate` could hand out once `block_ids` were shared."""
-        return self.num_available - sum(not self._ref_counts[block_id] for block_id in block_ids)
+        ref_counts = self._ref_counts
+        return self.num_available - sum(not ref_counts[block_id] for block_id in block_ids)
 
-    def share(self, block_ids: Sequence[int]) -> None:
-        """Takes one more reference on each of `block_ids`, which `find_prefix` returned."""
+    def share(self, block_ids: Iterable[int]) -> None:
+        """Takes one more reference on blocks that were found."""
+        ref_counts = self._ref_counts
         for block_id in block_ids:
-            if self._ref_counts[block_id] == 0:
+            if ref_counts[block_id] == 0:
                 del self._cached[block_id]
-            self._ref_counts[block_id] += 1
+            ref_counts[block_id] += 1
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks of unknown content with one reference each; None when there are not as many."""
-        if count > self.num_available:
+        free = self._free
+        if count > len(free) + len(self._cached):
             return None
-        block_ids = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        num_free = min(count, len(free))
+        block_ids = free[len(free) - num_free :]
+        del free[len(free) - num_free :]
+        block_ids.reverse()
+        for _ in range(count - num_free):
+            block_ids.append(self._evict())
+        ref_counts = self._ref_counts
         for block_id in block_ids:
-            self._ref_counts[block_id] = 1
+            ref_counts[block_id] = 1
         return block_ids
 
     def release(self, block_ids: Sequence[int]) -> None:
@@ -92,34 +158,57 @@ class BlockPool:
 
         The end of a sequence is evicted before its beginning: without its beginning it would be of no use.
         """
+        ref_counts, hashes, tail_parents = self._ref_counts, self._hashes, self._tail_parents
         for block_id in reversed(block_ids):
-            assert self._ref_counts[block_id] > 0, f"block {block_id} is released more often than it was taken"
-            self._ref_counts[block_id] -= 1
-            if self._ref_counts[block_id] == 0:
-                self._forget_expected(block_id)
-                if self._hashes[block_id] is None:
+            count = ref_counts[block_id] - 1
+            assert count >= 0, f"block {block_id} is released more often than it was taken"
+            ref_counts[block_id] = count
+            if count == 0:
+                if hashes[block_id] is None and block_id not in tail_parents:
                     self._free.append(block_id)
                 else:
                     self._cached[block_id] = None
 
-    def expect(self, block_ids: Sequence[int], hashes: Sequence[bytes]) -> None:
-        """Says what referenced blocks will hold: each is remembered or released later. Parallel."""
-        if self._enable_prefix_caching:
-            for block_id, block_hash in zip(block_ids, hashes, strict=True):
-                self._expected_hashes[block_id] = block_hash
-                self._expected_by_hash.setdefault(block_hash, block_id)
+    def expect(self, hashes: Iterable[bytes]) -> None:
+        """Blocks of this content are being computed, until `unexpect`."""
+        expected = self._expected
+        for block_hash in hashes:
+            expected[block_hash] = expected.get(block_hash, 0) + 1
 
-    def remember(self, block_id: int, block_hash: bytes) -> None:
-        """Makes a referenced block, whose content is now computed, addressable by its hash.
+    def unexpect(self, hashes: Iterable[bytes]) -> None:
+        expected = self._expected
+        for block_hash in hashes:
+            if expected[block_hash] == 1:
+                del expected[block_hash]
+            else:
+                expected[block_hash] -= 1
 
-        Where another block has the same content already, that one stays the addressable one and this one becomes
-        free when its last reference goes.
+    def remember(self, block_id: int, block_hash: bytes) -> int:
+        """Makes a referenced block, which is now full, findable by its hash.
+
+        Returns the block that is found by it from now on: where another one has the same content already, that one.
         """
         assert self._ref_counts[block_id] > 0, f"block {block_id} is remembered while nobody holds it"
-        self._forget_expected(block_id)
-        if self._enable_prefix_caching and block_hash not in self._block_by_hash:
-            self._block_by_hash[block_hash] = block_id
+        if not self._enable_prefix_caching:
+            return block_id
+        known = self._block_by_hash.setdefault(block_hash, block_id)
+        if known == block_id:
             self._hashes[block_id] = block_hash
+        return known
+
+    def remember_tail(self, block_id: int, parent: bytes, token_ids: array[int]) -> None:
+        """Makes the first slots of a referenced block findable: they hold `token_ids`, which come behind `parent`."""
+        assert self._ref_counts[block_id] > 0, f"block {block_id} is remembered while nobody holds it"
+        if not self._enable_prefix_caching or not token_ids:
+            return
+        if known := self._tails.get(parent):
+            if known.token_ids[: len(token_ids)] == token_ids:
+                return  # It holds all that, and perhaps more.
+            self._forget_tail(known.block_id)
+        if block_id in self._tail_parents:
+            self._forget_tail(block_id)
+        self._tails[parent] = Tail(block_id, token_ids)
+        self._tail_parents[block_id] = parent
 
     def check_integrity(self, tables: Mapping[str, Sequence[int]]) -> list[str]:
         """Broken invariants, as sentences. tables: the block table of everyone who holds blocks, by name."""
@@ -137,29 +226,34 @@ class BlockPool:
             if states != 1:
                 violations.append(f"block {block_id} is in {states} of the states free, cached and referenced")
             block_hash = self._hashes[block_id]
-            if block_id in cached and block_hash is None:
-                violations.append(f"block {block_id} is cached without a hash")
-            if block_id in free and block_hash is not None:
-                violations.append(f"block {block_id} is free and still has a hash")
-            if self._expected_hashes[block_id] is not None and ref_count != 1:
-                violations.append(f"block {block_id} is expected to be computed by {ref_count} owners")
+            can_be_found = block_hash is not None or block_id in self._tail_parents
+            if block_id in cached and not can_be_found:
+                violations.append(f"block {block_id} is cached and cannot be found")
+            if block_id in free and can_be_found:
+                violations.append(f"block {block_id} is free and can still be found")
             if block_hash is not None and self._block_by_hash.get(block_hash) != block_id:
                 violations.append(f"block {block_id} has a hash that leads to another block")
         if len(self._block_by_hash) != sum(block_hash is not None for block_hash in self._hashes):
-            violations.append(f"{len(self._block_by_hash)} hashes are addressable, which is not the number of blocks")
+            violations.append(f"{len(self._block_by_hash)} hashes can be found, which is not the number of blocks")
+        if {tail.block_id: parent for parent, tail in self._tails.items()} != self._tail_parents:
+            violations.append("the tails and their blocks do not match")
+        if not self._enable_prefix_caching and (self._cached or self._tails or self._block_by_hash):
+            violations.append("blocks can be found although prefix caching is off")
         return violations
 
-    def _forget_expected(self, block_id: int) -> None:
-        block_hash = self._expected_hashes[block_id]
-        if block_hash is not None:
-            self._expected_hashes[block_id] = None
-            if self._expected_by_hash.get(block_hash) == block_id:
-                del self._expected_by_hash[block_hash]
+    def _forget_tail(self, block_id: int) -> None:
+        """A block that nobody holds and that now cannot be found becomes free."""
+        del self._tails[self._tail_parents.pop(block_id)]
+        if self._hashes[block_id] is None and self._ref_counts[block_id] == 0:
+            del self._cached[block_id]
+            self._free.append(block_id)
 
     def _evict(self) -> int:
         block_id, _ = self._cached.popitem(last=False)
-        block_hash = self._hashes[block_id]
-        assert block_hash is not None
-        del self._block_by_hash[block_hash]
-        self._hashes[block_id] = None
+        if parent := self._tail_parents.pop(block_id, None):
+            del self._tails[parent]
+        if block_hash := self._hashes[block_id]:
+            del self._block_by_hash[block_hash]
+            self._hashes[block_id] = None
+            self.evicted.append(Evicted(block_id, block_hash))
         return block_id

@@ -7,95 +7,165 @@ a long prompt delays nobody's next token by more than one budget; then prompts u
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
-from pagoda.scheduler.core.lane import Flight, Lane, Prefix, Row
-from pagoda.scheduler.core.plan import RowStart, StepPlan
+import numpy as np
+
+from pagoda.scheduler.core.lane import Flight, Lane, Prefix
+from pagoda.scheduler.core.plan import NO_COPIES, BlockCopies, RowStart, StepPlan
 from pagoda.scheduler.core.request import Request
+from pagoda.scheduler.core.rows import Indices
+
+# However short steps must be, prompts go on by this many tokens.
+LEAST_CHUNK = 16
 
 
 class Draft:
     """The next plan of `lane`, until `finish`."""
 
-    def __init__(self, lane: Lane, now: float) -> None:
+    def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self.budget = lane.spec.max_num_batched_tokens
         self.preempted: list[Request] = []
-        self._plan = StepPlan(step=lane.last_planned_step + 1)
-        self._flight = Flight(step=self._plan.step, sent_at=now)
+        self._started_rows: list[RowStart] = []
+        # (row, position, block), and (row, number of tokens).
+        self._block_changes: list[tuple[int, int, int]] = []
+        self._chunks: list[tuple[int, int]] = []
 
     @classmethod
-    def begin(cls, lane: Lane, now: float) -> Draft | None:
-        """Gives the running rows their tokens. None: the lane must wait for a step in flight first."""
-        rows = [(row, row.num_uncomputed_tokens) for row in lane.running]
-        if lane.flights and _num_lacking_blocks(lane, rows) > lane.pool.num_available:
+    def begin(cls, lane: Lane, inter_token_target_s: float = 0.0) -> Draft | None:
+        """Gives the running rows their tokens. None: the lane must wait for a step in flight first.
+
+        inter_token_target_s: prompts get no more tokens than make the step last so long; 0 = no target
+        """
+        rows = lane.rows
+        lacking = np.flatnonzero(rows.decoding & (rows.num_computed == rows.num_slots))
+        if len(lacking) > lane.pool.num_available and lane.flights:
             return None  # Preempting would free nothing: blocks are held until the steps in flight have come back.
-        draft = cls(lane, now)
-        prompts = []
-        for row, num_uncomputed in rows:
-            if num_uncomputed > 1:
-                prompts.append((row, num_uncomputed))
-            elif num_uncomputed == 1 and row.request.row is row and draft._extend(row):
-                draft._run(row, 1)
-        for row, num_uncomputed in prompts:
-            if draft.budget > 0 and row.request.row is row:
-                draft._run(row, min(num_uncomputed, draft.budget))
+        draft = cls(lane)
+        if len(lacking):
+            draft._extend(lacking)
+        draft._decode()
+        draft._limit(inter_token_target_s)
+        draft._continue_prompts()
         return draft
 
     def admit(self, request: Request, prefix: Prefix) -> None:
         """Starts `request`, for which there is room, with what is left of the budget."""
-        row = self.lane.start(request, prefix)
-        self._plan.started_rows.append(
+        lane = self.lane
+        row = lane.start(request, prefix)
+        self._started_rows.append(
             RowStart(
-                row=row.index,
+                row=row,
                 token_ids=array("I", request.token_ids),
-                num_computed_tokens=row.num_computed_tokens,
-                block_ids=tuple(row.block_ids),
+                num_computed_tokens=prefix.num_tokens,
+                block_ids=tuple(lane.rows.block_ids[row]),
                 sampling=request.sampling,
             )
         )
-        self._run(row, min(row.num_uncomputed_tokens, self.budget))
+        if not self._run(row):
+            lane.insert_prompt(row)
 
-    def finish(self) -> StepPlan | None:
+    def finish(self, now: float) -> StepPlan | None:
         """The plan, which is now in flight. None when there is nothing to run."""
-        if not self._plan.rows:
+        if not self._num_rows:
             return None
-        lane = self.lane
-        self._plan.ended_rows.extend(lane.ended_rows)
-        lane.ended_rows.clear()
-        lane.last_planned_step = self._plan.step
-        lane.flights.append(self._flight)
-        return self._plan
+        lane, rows = self.lane, self.lane.rows
+        block_rows, block_positions, block_ids = _columns(lane.block_changes + self._block_changes, 3)
+        chunk_rows, chunk_num_tokens = _columns(self._chunks, 2)
+        plan = StepPlan(
+            step=lane.last_planned_step + 1,
+            ended_rows=lane.ended_rows,
+            offloads=_copies(lane.offloads),
+            copies=_copies(lane.copies),
+            loads=_copies(lane.loads),
+            started_rows=self._started_rows,
+            block_rows=block_rows,
+            block_positions=block_positions,
+            block_ids=block_ids,
+            chunk_rows=chunk_rows,
+            chunk_num_tokens=chunk_num_tokens,
+        )
+        lane.begin_next_plan()
+        # Rows that decode now run by themselves in the next step, unless this one brings their last token.
+        for row in np.flatnonzero(rows.decoding & (rows.num_known >= rows.limit)).tolist():
+            lane.retire(row)
+        lane.last_planned_step = plan.step
+        lane.flights.append(
+            Flight(
+                step=plan.step,
+                sent_at=now,
+                rows=np.flatnonzero(self._sampling),
+                num_rows=self._num_rows,
+                num_decoding=self._num_rows - len(self._chunks),
+                num_tokens=self._num_tokens,
+            )
+        )
+        return plan
 
-    def _extend(self, row: Row) -> bool:
-        """Makes sure that the row's next token has a block, by preempting others if need be. False: it was `row`'s turn
-        to make room."""
-        lane = self.lane
-        if row.num_computed_tokens < len(row.block_ids) * lane.spec.block_size:
-            return True
-        while (allocated := lane.pool.allocate(1)) is None:
-            victim = lane.running[-1]
-            lane.leave(victim)
-            self.preempted.append(victim.request)
-            if victim is row:
-                return False
-        row.block_ids += allocated
-        self._plan.block_rows.append(row.index)
-        self._plan.block_ids.extend(allocated)
-        return True
+    def _extend(self, lacking: Indices) -> None:
+        """A block for each of the rows, which preempts others, or some of them, if need be."""
+        lane, rows = self.lane, self.lane.rows
+        if len(lacking) > lane.pool.num_available:
+            victims = sorted(lane.requests, key=lane.rank)
+            while len(lacking) > lane.pool.num_available:
+                victim = victims.pop()
+                lane.leave(victim.row, preempted=True)
+                self.preempted.append(victim)
+                lacking = lacking[rows.live[lacking]]
+        allocated = lane.allocate(len(lacking))
+        assert allocated is not None
+        positions = (rows.num_slots[lacking] // lane.spec.block_size).tolist()
+        self._block_changes = list(zip(lacking.tolist(), positions, allocated, strict=True))
+        for row, _, block_id in self._block_changes:
+            rows.block_ids[row].append(block_id)
+        rows.num_slots[lacking] += lane.spec.block_size
 
-    def _run(self, row: Row, num_new: int) -> None:
-        row.num_computed_tokens += num_new
-        row.last_step = self._plan.step
+    def _decode(self) -> None:
+        """Every row with one token left runs it and samples."""
+        rows = self.lane.rows
+        self._sampling = rows.decoding.copy()
+        self._num_rows = self._num_tokens = int(np.count_nonzero(self._sampling))
+        rows.num_computed += self._sampling
+        rows.num_known += self._sampling
+
+    def _limit(self, inter_token_target_s: float) -> None:
+        lane = self.lane
+        self.budget = lane.spec.max_num_batched_tokens - self._num_tokens
+        if inter_token_target_s and self._num_rows:
+            num_decoding = self._num_rows
+            self.budget = lane.step_time.chunk_budget(
+                inter_token_target_s, num_decoding, most=self.budget, least=min(LEAST_CHUNK, self.budget)
+            )
+
+    def _continue_prompts(self) -> None:
+        lane = self.lane
+        if lane.prompts:
+            lane.prompts = [row for row in lane.prompts if not self._run(row)]
+
+    def _run(self, row: int) -> bool:
+        """Computes what the budget allows of a row with tokens left. True: at most one is left for the next step."""
+        rows = self.lane.rows
+        num_uncomputed = self.lane.num_uncomputed_tokens(row)
+        num_new = min(num_uncomputed, self.budget)
+        if not num_new:
+            return False
         self.budget -= num_new
-        self._plan.rows.append(row.index)
-        self._plan.num_new_tokens.append(num_new)
-        self._flight.rows.append(row)
-        self._flight.num_computed_tokens.append(row.num_computed_tokens)
-        if row.num_computed_tokens == row.num_known_tokens:
-            row.num_sampling += 1
-            self._flight.sampling[row.index] = row
+        self._num_rows += 1
+        self._num_tokens += num_new
+        if num_uncomputed > 1:
+            self._chunks.append((row, num_new))
+            self.lane.note_new_blocks(row)
+        rows.num_computed[row] += num_new
+        if num_new == num_uncomputed:
+            self._sampling[row] = True
+            rows.num_known[row] += 1
+        rows.decoding[row] = num_uncomputed - num_new <= 1
+        return num_uncomputed - num_new <= 1
 
 
-def _num_lacking_blocks(lane: Lane, rows: list[tuple[Row, int]]) -> int:
-    block_size = lane.spec.block_size
-    return sum(n == 1 and row.num_computed_tokens == len(row.block_ids) * block_size for row, n in rows)
+def _columns(records: Sequence[tuple[int, ...]], count: int) -> Sequence[Sequence[int]]:
+    return list(zip(*records, strict=True)) if records else ((),) * count
+
+
+def _copies(copies: list[tuple[int, int]]) -> BlockCopies:
+    return BlockCopies(*_columns(copies, 2)) if copies else NO_COPIES

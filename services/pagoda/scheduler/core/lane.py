@@ -1,20 +1,41 @@
 """One executor as the scheduler sees it: its rows, its blocks, and the steps it was sent and has not answered.
 
-A row of a request that ended keeps its index and its blocks until every step that runs it has come back: until then
-the executor may still write to them.
+Steps are executed in order: what a step in flight computes is there for every later one. A row of a request that
+ended keeps its index and its blocks until the steps that were in flight at its end have come back.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
 
 from pagoda.errors import InvalidArgumentError
-from pagoda.scheduler.core.blocks import BlockPool
+from pagoda.scheduler.core.blocks import BlockPool, Tail
+from pagoda.scheduler.core.counters import Counters
+from pagoda.scheduler.core.host import HostBlocks
+from pagoda.scheduler.core.kv_events import LaneKvEvents
 from pagoda.scheduler.core.plan import StepResult
-from pagoda.scheduler.core.request import Request
+from pagoda.scheduler.core.request import End, Request
+from pagoda.scheduler.core.rows import WINDOW, Indices, Rows, TokenIds
+from pagoda.scheduler.core.slots import Slots
 from pagoda.scheduler.core.spec import LaneSpec
+from pagoda.scheduler.core.step_time import StepTimeModel
+
+Rank = Callable[[Request], tuple[float, ...]]
+
+# Steps shorter than this are sent one ahead, where the depth is chosen by measurement: planning and transport take up
+# to a millisecond, and a request that arrives waits at most this much longer.
+SHORT_STEP_NS = 20_000_000
+# Weight of the newest step in the average that the choice is made by.
+_STEP_WEIGHT = 0.1
+# Steps that are kept for people to look at.
+_NUM_RECENT_STEPS = 256
 
 
 class BadResultError(InvalidArgumentError):
@@ -23,94 +44,124 @@ class BadResultError(InvalidArgumentError):
     reason = "BAD_RESULT"
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """The beginning of a request, as far as it is in a lane's blocks."""
+class Prefix(NamedTuple):
+    """The beginning of a request, as far as its keys and values need not be computed on a lane."""
 
-    block_ids: list[int]
+    blocks: list[int | None]
+    """Full blocks in order; None is one in host memory."""
+    shared: list[int]
+    """Those that are in the cache."""
+    tail: Tail | None
+    """What follows them, to be copied."""
     num_tokens: int
     num_expected_tokens: int
     """Tokens right behind it that another row is computing."""
 
 
-class Row:
-    """A request's place on an executor.
+NO_PREFIX = Prefix([], [], None, 0, 0)
 
-    Tokens [0, num_computed_tokens) have, or with the steps in flight will have, their keys and values in the blocks.
-    """
 
-    __slots__ = (
-        "block_ids",
-        "index",
-        "lane",
-        "last_step",
-        "num_computed_tokens",
-        "num_remembered_blocks",
-        "num_sampling",
-        "request",
-    )
+class StepRecord(NamedTuple):
+    """One step that has come back."""
 
-    def __init__(self, lane: Lane, index: int, request: Request, block_ids: list[int], num_shared_blocks: int) -> None:
-        self.lane = lane
-        self.index = index
-        self.request = request
-        self.block_ids = block_ids
-        self.num_computed_tokens = num_shared_blocks * lane.spec.block_size
-        self.num_remembered_blocks = num_shared_blocks
-        """The first blocks, which the prefix cache knows or has an equal of."""
-        self.num_sampling = 0
-        """Tokens that steps in flight will sample."""
-        self.last_step = 0
-        """The last step that runs the row; 0 = none yet."""
-
-    @property
-    def num_known_tokens(self) -> int:
-        """Tokens of which the executor will know the ids when its steps in flight are done."""
-        return len(self.request.token_ids) + self.num_sampling
-
-    @property
-    def num_uncomputed_tokens(self) -> int:
-        # A request's very last token is never computed: nothing follows it.
-        request = self.request
-        known = len(request.token_ids) + self.num_sampling
-        return min(known, request.max_num_tokens - 1) - self.num_computed_tokens
+    forward_ns: int
+    turnaround_ns: int
+    """From the plan, or from the result before if that came later, to the result, without the forward pass."""
+    num_rows: int
+    num_tokens: int
 
 
 @dataclass(slots=True)
 class Flight:
-    """A step that was planned. Parallel: rows that run and how many of their tokens are computed after it."""
+    """A step that was planned and has not come back."""
 
     step: int
     sent_at: float
-    rows: list[Row] = field(default_factory=list)
-    num_computed_tokens: list[int] = field(default_factory=list)
-    sampling: dict[int, Row] = field(default_factory=dict)
-    """The rows that sample, by index."""
+    rows: Indices
+    """Those that sample, ascending."""
+    num_rows: int
+    num_decoding: int
+    num_tokens: int
+    leaving_rows: list[int] = field(default_factory=list)
+    """Free when it comes back."""
+    leaving_blocks: list[int] = field(default_factory=list)
+
+
+class Commit(NamedTuple):
+    """What a step brought. rows, token_ids: parallel; the requests that go on, and those that end by their token."""
+
+    rows: Indices
+    token_ids: TokenIds
+    ended: list[tuple[Request, End]]
 
 
 class Lane:
     """State of one executor. `Draft` plans its steps; this class applies what comes back."""
 
     def __init__(
-        self, lane_id: str, spec: LaneSpec, *, enable_prefix_caching: bool = True, max_plans_in_flight: int = 1
+        self,
+        lane_id: str,
+        spec: LaneSpec,
+        rank: Rank,
+        counters: Counters,
+        *,
+        enable_prefix_caching: bool = True,
+        max_plans_in_flight: int = 1,
+        kv_events: LaneKvEvents | None = None,
     ) -> None:
+        """rank: of requests; the highest is preempted first
+        max_plans_in_flight: 0 = two while steps are short, else one
+        kv_events: is told which blocks can be found; None: nobody wants to know
+        """
         self.id = lane_id
         self.spec = spec
+        self.rank = rank
         self.pool = BlockPool(spec.num_blocks, enable_prefix_caching=enable_prefix_caching)
-        self.rows: list[Row | None] = [None] * spec.max_num_seqs
-        # Rows of requests that go on, best rank first.
-        self.running: list[Row] = []
+        self.host = HostBlocks(spec.num_host_blocks) if spec.num_host_blocks else None
+        self.rows = Rows(spec.max_num_seqs, spec.block_size)
+        self.prompts: list[int] = []
+        """Rows with more than one token left to compute, lowest rank first."""
         self.flights: deque[Flight] = deque()
-        # Rows that were given up since the last plan.
-        self.ended_rows: list[int] = []
         self.last_planned_step = 0
         self.last_forward_ns = 0
+        self.recent_steps: deque[StepRecord] = deque(maxlen=_NUM_RECENT_STEPS)
+        self.step_time = StepTimeModel()
+        self.origins = Slots()
+
+        # For the next plan.
+        self.ended_rows: list[int] = []
+        self.block_changes: list[tuple[int, int, int]] = []
+        """(row, position, block)."""
+        # (source, target).
+        self.offloads: list[tuple[int, int]] = []
+        self.copies: list[tuple[int, int]] = []
+        self.loads: list[tuple[int, int]] = []
+
+        self._kv_events = kv_events
+        self._counters = counters
+        self._enable_prefix_caching = enable_prefix_caching
         self._max_plans_in_flight = max_plans_in_flight
-        self._free_rows = list(reversed(range(spec.max_num_seqs)))
+        self._mean_forward_ns = float(SHORT_STEP_NS)
+        self._last_result_at = 0.0
+        # Smallest first, which keeps the rows in use together.
+        self._free_rows = list(range(spec.max_num_seqs))
+        # Rows that have all their tokens once the steps in flight are back; the next plan ends them.
+        self._retired: set[int] = set()
+        # Rows with new full blocks that cannot be found yet.
+        self._unsettled: list[int] = []
+        # How many reasons there are to look at a row that sampled a token; most tokens stop nobody.
+        self._num_stopped_by = np.zeros(spec.model.vocab_size, np.uint32)
+        self._num_stopped_by[sorted(spec.model.eos_token_ids)] = 1
+
+    @property
+    def max_plans_in_flight(self) -> int:
+        if self._max_plans_in_flight:
+            return self._max_plans_in_flight
+        return 2 if self._mean_forward_ns < SHORT_STEP_NS else 1
 
     @property
     def can_plan(self) -> bool:
-        return len(self.flights) < self._max_plans_in_flight
+        return len(self.flights) < self.max_plans_in_flight
 
     @property
     def num_completed_steps(self) -> int:
@@ -120,79 +171,278 @@ class Lane:
     def num_free_rows(self) -> int:
         return len(self._free_rows)
 
+    @property
+    def num_running(self) -> int:
+        return int(np.count_nonzero(self.rows.live))
+
+    @property
+    def num_decoding(self) -> int:
+        return int(np.count_nonzero(self.rows.decoding))
+
+    @property
+    def num_prefilling(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those that run here."""
+        return [request for request in self.rows.requests if request is not None]
+
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.spec.block_size)
 
+    def num_uncomputed_tokens(self, row: int) -> int:
+        return int(self.rows.num_known[row]) - int(self.rows.num_computed[row])
+
+    # Requests come and go
+
     def find_prefix(self, request: Request) -> Prefix:
         """The beginning of `request` that this lane has computed already."""
-        block_size = self.spec.block_size
+        if not self._enable_prefix_caching:
+            return NO_PREFIX
         # The last token is computed again in any case, so that the next one can be sampled.
-        hashes = request.block_hashes(block_size)[: (request.num_tokens - 1) // block_size]
-        block_ids = self.pool.find_prefix(hashes)
-        num_expected = self.pool.count_expected(hashes[len(block_ids) :])
-        return Prefix(block_ids, len(block_ids) * block_size, num_expected * block_size)
+        last = len(request.token_ids) - 1
+        block_size, chain = self.spec.block_size, request.hashes.chain
+        shared = self.pool.find_chain(chain, last // block_size)
+        blocks: list[int | None] = list(shared)
+        if self.host is not None and len(shared) < last // block_size:
+            for block_hash in chain[len(shared) : last // block_size]:
+                block_id = self.pool.find(block_hash)
+                if block_id is not None:
+                    shared.append(block_id)
+                elif block_hash not in self.host:
+                    break
+                blocks.append(block_id)
+        num_full = len(blocks)
+        num_tokens = num_full * block_size
+        num_expected = self.pool.count_expected(chain, num_full) * block_size
+        tail = None
+        if num_tokens < last:
+            tail = self._find_tail(request, num_full, num_tokens, min(num_tokens + block_size, last))
+            if tail:
+                num_expected = max(0, num_expected - len(tail.token_ids))
+                num_tokens += len(tail.token_ids)
+        return Prefix(blocks, shared, tail, num_tokens, num_expected)
 
-    def start(self, request: Request, prefix: Prefix) -> Row:
-        """Gives `request` a row, and blocks for all of its tokens; there must be as many."""
-        shared = prefix.block_ids
+    def start(self, request: Request, prefix: Prefix) -> int:
+        """Gives `request` a row, and blocks for all of its tokens; there must be as many. Returns the row."""
+        chain, num_full = request.hashes.chain, len(prefix.blocks)
+        shared = prefix.shared
+        slots: dict[int, int] = {}
+        if self.host is not None and len(shared) < num_full:
+            missing = [position for position, block_id in enumerate(prefix.blocks) if block_id is None]
+            slots = {position: self.host.read(chain[position]) for position in missing}
         self.pool.share(shared)
-        allocated = self.pool.allocate(self.num_blocks_for(request.num_tokens) - len(shared))
+        allocated = self.allocate(self.num_blocks_for(len(request.token_ids)) - len(shared))
         assert allocated is not None
-        hashes = request.block_hashes(self.spec.block_size)[len(shared) :]
-        self.pool.expect(allocated[: len(hashes)], hashes)
-        row = Row(self, self._free_rows.pop(), request, shared + allocated, len(shared))
-        self.rows[row.index] = row
-        insort(self.running, row, key=_rank)
-        request.row = row
+        row = heappop(self._free_rows)
+        if slots:
+            fresh = iter(allocated)
+            table = [next(fresh) if block_id is None else block_id for block_id in prefix.blocks]
+            table.extend(fresh)
+            # They can be found in the next step: a copy made in this one would come before the load.
+            num_remembered = min(slots)
+            self.loads += [(slot, table[position]) for position, slot in slots.items()]
+            self._counters.loaded_blocks += len(slots)
+        else:
+            num_remembered = num_full
+            table = shared + allocated
+        if prefix.tail:
+            self.copies.append((prefix.tail.block_id, table[num_full]))
+            self._counters.copied_blocks += 1
+        rows = self.rows
+        rows.start(row, request, table, prefix.num_tokens)
+        rows.origins[row] = self.origins.hold(request.key.origin)
+        rows.num_remembered_blocks[row] = rows.num_expected_blocks[row] = num_remembered
+        if self._enable_prefix_caching and len(chain) > num_remembered:
+            self.pool.expect(chain[num_remembered:])
+            rows.num_expected_blocks[row] = len(chain)
+            self.note_new_blocks(row)
+        for token_id in request.sampling.stop_token_ids:
+            self._num_stopped_by[token_id] += 1
+        request.lane, request.row = self, row
         return row
 
-    def leave(self, row: Row) -> None:
-        """The row's request ended or must make room. Frees the row now, or when its last step has come back."""
-        del self.running[bisect_left(self.running, row.request.rank, key=_rank)]
-        row.request.row = None
-        if row.last_step <= self.num_completed_steps:
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` blocks; what they held goes to host memory, where there is one for it."""
+        block_ids = self.pool.allocate(count)
+        if evicted := self.pool.evicted:
+            if self.host is not None and not self.spec.swap_only:
+                for block_id, block_hash in evicted:
+                    self._offload(block_id, block_hash)
+            if self._kv_events is not None:
+                self._kv_events.removed([block_hash for _, block_hash in evicted])
+            evicted.clear()
+        return block_ids
+
+    def insert_prompt(self, row: int) -> None:
+        """The row has more than one token left to compute."""
+        insort(self.prompts, row, key=self._rank_of_row)
+
+    def retire(self, row: int) -> None:
+        """The row has all the tokens it may have when the step in the making is back: it does not run again."""
+        self.rows.decoding[row] = False
+        self._retired.add(row)
+        self.ended_rows.append(row)
+
+    def leave(self, row: int, *, preempted: bool = False) -> None:
+        """The row's request ended or must make room. The request gets its tokens; what was computed can be found."""
+        rows = self.rows
+        request = rows.requests[row]
+        assert request is not None
+        rows.flush(row)
+        rows.live[row] = rows.decoding[row] = False
+        if row in self._retired:
+            self._retired.remove(row)
+        else:
+            self.ended_rows.append(row)
+        if row in self.prompts:
+            self.prompts.remove(row)
+        if self.block_changes:
+            self.block_changes = [change for change in self.block_changes if change[0] != row]
+        if self._enable_prefix_caching:
+            self._remember(row, request)
+            self._remember_tail(row, request)
+            chain = request.hashes.chain
+            self.pool.unexpect(chain[rows.num_remembered_blocks[row] : rows.num_expected_blocks[row]])
+            if preempted and self.host is not None and self.spec.swap_only:
+                num_full = rows.num_remembered_blocks[row]
+                for block_id, block_hash in zip(rows.block_ids[row][:num_full], chain, strict=False):
+                    self._offload(block_id, block_hash)
+        self.origins.let_go(request.key.origin)
+        for token_id in request.sampling.stop_token_ids:
+            self._num_stopped_by[token_id] -= 1
+        rows.requests[row] = None
+        request.lane, request.row = None, -1
+        if self.flights:
+            self.flights[-1].leaving_rows.append(row)
+        else:
             self._release(row)
 
-    def commit(self, result: StepResult) -> list[tuple[Request, int]]:
-        """Applies the oldest step in flight; returns the requests that go on, each with its new token.
+    def begin_next_plan(self) -> None:
+        """What was noted for a plan is in one now."""
+        self.ended_rows, self.block_changes = [], []
+        self.offloads, self.copies, self.loads = [], [], []
+        if self.host is not None:
+            self.host.unpin()
+
+    def expose(self, row: int) -> None:
+        """All that the row has computed can be found, to the last token: another request branches off."""
+        request = self.rows.requests[row]
+        assert request is not None
+        if self._enable_prefix_caching:
+            self.rows.flush(row)
+            self._remember(row, request)
+            self._remember_tail(row, request)
+
+    # Steps come back
+
+    def commit(self, result: StepResult, now: float) -> Commit:
+        """Applies the oldest step in flight.
 
         Raises BadResultError, with nothing changed, when `result` is not that step's.
         """
         flight = self._check(result)
         self.flights.popleft()
-        self.last_forward_ns = result.forward_ns
-        for row, num_computed in zip(flight.rows, flight.num_computed_tokens, strict=True):
-            if num_computed >= (row.num_remembered_blocks + 1) * self.spec.block_size:
-                self._remember_blocks(row, num_computed)
-            if row.request.row is not row and row.last_step == flight.step:
-                self._release(row)
-        sampled: list[tuple[Request, int]] = []
-        for index, token_id in zip(result.rows, result.token_ids, strict=True):
-            row = flight.sampling[index]
-            row.num_sampling -= 1
-            if row.request.row is row:
-                sampled.append((row.request, token_id))
-        return sampled
+        self._record(flight, result.forward_ns, now)
+        rows, token_ids = flight.rows, result.token_ids
+        live = self.rows.live[rows]
+        if not live.all():
+            rows, token_ids = rows[live], token_ids[live]
+        ended = self._append(rows, token_ids) if len(rows) else []
+        for row in flight.leaving_rows:
+            self._release(row)
+        if flight.leaving_blocks:
+            self.pool.release(flight.leaving_blocks)
+        return Commit(rows, token_ids, ended)
+
+    def note_new_blocks(self, row: int) -> None:
+        """`settle` will look at the row."""
+        self._unsettled.append(row)
+
+    def settle(self) -> None:
+        """Makes new full blocks findable, and the ends of prompts that are computed."""
+        if not self._unsettled:
+            return
+        rows = self.rows
+        unsettled, self._unsettled = self._unsettled, []
+        if self._enable_prefix_caching:
+            for row in unsettled:
+                if request := rows.requests[row]:
+                    self._remember(row, request)
+                    if rows.num_computed[row] == len(request.token_ids):
+                        self._remember_tail(row, request)
+
+    def forget_row(self, row: int) -> Request:
+        """The executor is gone: the row's request, with its tokens."""
+        request = self.rows.requests[row]
+        assert request is not None
+        self.rows.flush(row)
+        request.lane, request.row = None, -1
+        return request
 
     def check_integrity(self) -> list[str]:
         """Broken invariants, as sentences."""
-        held = [row for row in self.rows if row is not None]
-        names = {row: f"request {row.request.request_id or row.request.key} in row {row.index}" for row in held}
-        violations = self.pool.check_integrity({names[row]: row.block_ids for row in held})
-        for row, name in names.items():
-            if row.request.row is not row and row.last_step <= self.num_completed_steps:
-                violations.append(f"{name} has left and still holds blocks {row.block_ids}")
-            if row.request.row is row and row.request.end is not None:
-                violations.append(f"{name} has ended and still runs")
-            if len(row.block_ids) < self.num_blocks_for(row.num_computed_tokens):
-                violations.append(
-                    f"{name} has {row.num_computed_tokens} computed tokens in {len(row.block_ids)} blocks"
-                )
-        if sorted(self._free_rows) != [index for index, each in enumerate(self.rows) if each is None]:
-            violations.append("the list of free rows does not match the rows in use")
-        if self.running != sorted((row for row in held if row.request.row is row), key=_rank):
-            violations.append("the list of running requests does not match the rows in use")
+        rows, violations = self.rows, []
+        free = set(self._free_rows)
+        leaving = {row for flight in self.flights for row in flight.leaving_rows}
+        tables = {"steps in flight": [block_id for flight in self.flights for block_id in flight.leaving_blocks]}
+        for row, request in enumerate(rows.requests):
+            name = f"row {row}" + (f" of request {request.request_id or request.key}" if request else "")
+            if (row in free) + (row in leaving) + (request is not None) != 1:
+                violations.append(f"{name} is not exactly one of free, leaving and running")
+            if row not in free:
+                tables[name] = rows.block_ids[row]
+            if bool(rows.live[row]) != (request is not None):
+                violations.append(f"{name} is{' not' if not rows.live[row] else ''} live")
+            if request is None:
+                if rows.decoding[row]:
+                    violations.append(f"{name} decodes for nobody")
+                continue
+            violations += [f"{name} {problem}" for problem in self._check_row(row, request)]
+        if len(free) != len(self._free_rows):
+            violations.append("a row is free twice")
+        violations += self.pool.check_integrity(tables)
+        if self.host is not None:
+            violations += self.host.check_integrity()
+        if self._kv_events is not None:
+            violations += self._kv_events.check_integrity(self.pool.hashes, self.host.hashes if self.host else ())
         return [f"{self.spec.name or self.id}: {violation}" for violation in violations]
+
+    def _check_row(self, row: int, request: Request) -> list[str]:
+        rows, problems = self.rows, []
+        num_tokens, num_known, num_computed, num_slots, limit = (
+            int(each[row]) for each in (rows.num_tokens, rows.num_known, rows.num_computed, rows.num_slots, rows.limit)
+        )
+        if request.end is not None:
+            problems.append("has ended and still runs")
+        if (request.lane, request.row) != (self, row):
+            problems.append("is not where its request is")
+        if not (num_tokens <= num_known <= limit and num_computed < num_known and num_computed <= num_slots):
+            problems.append(
+                f"has {num_computed} computed, {num_tokens} known and {num_known} coming tokens of {limit}, "
+                f"and {num_slots} slots"
+            )
+        if num_known - num_tokens != sum(row in flight.rows for flight in self.flights):
+            problems.append("does not sample as often as steps in flight say")
+        if num_slots != len(rows.block_ids[row]) * self.spec.block_size:
+            problems.append(f"has {num_slots} slots in {len(rows.block_ids[row])} blocks")
+        places = (bool(rows.decoding[row]), row in self.prompts, row in self._retired)
+        expected = (num_known - num_computed == 1, num_known - num_computed > 1, False)
+        if num_known == limit and row in self._retired:
+            expected = (False, False, True)
+        if places != expected:
+            left = num_known - num_computed
+            problems.append(f"has {left} tokens to compute, but (decodes, prompt, retired) = {places}")
+        return problems
+
+    def _find_tail(self, request: Request, num_full: int, first: int, last: int) -> Tail | None:
+        """A block to copy that begins with some of the tokens [first, last), behind the first `num_full` blocks."""
+        chain = request.hashes.chain
+        if num_full < len(chain) and (block_id := self.pool.find(chain[num_full])) is not None:
+            return Tail(block_id, request.token_ids[first:last])
+        parent = chain[num_full - 1] if num_full else request.hashes.root
+        return self.pool.find_tail(parent, request.token_ids, first, last)
 
     def _check(self, result: StepResult) -> Flight:
         if not self.flights or self.flights[0].step != result.step:
@@ -201,26 +451,105 @@ class Lane:
         flight = self.flights[0]
         if len(result.rows) != len(result.token_ids):
             raise BadResultError(f"{len(result.rows)} rows and {len(result.token_ids)} tokens in step {result.step}")
-        if len(result.rows) != len(flight.sampling) or set(result.rows) != flight.sampling.keys():
+        if len(result.rows) != len(flight.rows) or not (result.rows == flight.rows).all():
             raise BadResultError(f"step {result.step} sampled other rows than planned")
-        if len(result.token_ids) and max(result.token_ids) >= self.spec.model.vocab_size:
+        if len(result.token_ids) and result.token_ids.max() >= self.spec.model.vocab_size:
             raise BadResultError(f"step {result.step} sampled a token outside the vocabulary")
         return flight
 
-    def _remember_blocks(self, row: Row, num_computed: int) -> None:
-        # A step in flight may have computed a token that came after the request's end.
-        num_full = min(num_computed, row.request.num_tokens) // self.spec.block_size
-        hashes = row.request.block_hashes(self.spec.block_size)
-        for position in range(row.num_remembered_blocks, num_full):
-            self.pool.remember(row.block_ids[position], hashes[position])
-        row.num_remembered_blocks = num_full
+    def _record(self, flight: Flight, forward_ns: int, now: float) -> None:
+        self.last_forward_ns = forward_ns
+        self._mean_forward_ns += _STEP_WEIGHT * (forward_ns - self._mean_forward_ns)
+        # A step that was sent ahead began to wait for nothing but itself when the one before it came back.
+        began_at = max(flight.sent_at, self._last_result_at)
+        self._last_result_at = now
+        turnaround_ns = max(0, int((now - began_at) * 1e9) - forward_ns)
+        self.recent_steps.append(StepRecord(forward_ns, turnaround_ns, flight.num_rows, flight.num_tokens))
+        self.step_time.observe(flight.num_decoding, flight.num_tokens - flight.num_decoding, forward_ns / 1e9)
 
-    def _release(self, row: Row) -> None:
-        self.pool.release(row.block_ids)
-        self.rows[row.index] = None
-        self._free_rows.append(row.index)
-        self.ended_rows.append(row.index)
+    def _append(self, rows: Indices, token_ids: TokenIds) -> list[tuple[Request, End]]:
+        num_tokens, are_last = self.rows.append(rows, token_ids)
+        full = (num_tokens & (WINDOW - 1)) == 0
+        if full.any():
+            for row in rows[full].tolist():
+                self.rows.flush(row)
+                self._unsettled.append(row)
+        suspects = are_last | (self._num_stopped_by[token_ids] > 0)
+        ended: list[tuple[Request, End]] = []
+        if suspects.any():
+            for index in np.flatnonzero(suspects).tolist():
+                request = self.rows.requests[rows[index]]
+                assert request is not None
+                if end := request.end_after(int(token_ids[index]), int(num_tokens[index])):
+                    ended.append((request, end))
+        return ended
 
+    def _remember(self, row: int, request: Request) -> None:
+        """What is full can be found from now on; where an equal can be found already, the row goes on with that."""
+        rows = self.rows
+        first = rows.num_remembered_blocks[row]
+        # A step in flight may compute a token that comes after the request's end.
+        num_full = min(int(rows.num_computed[row]), len(request.token_ids)) // self.spec.block_size
+        if num_full <= first:
+            return
+        request.hashes.extend(request.token_ids)
+        chain, table = request.hashes.chain, rows.block_ids[row]
+        untold = first
+        for position in range(first, num_full):
+            known = self.pool.remember(table[position], chain[position])
+            if known != table[position]:
+                self._tell_stored(request, untold, position)
+                untold = position + 1
+                if rows.live[row] and row not in self._retired:
+                    self._replace(row, position, known)
+        self._tell_stored(request, untold, num_full)
+        self.pool.unexpect(chain[first : min(num_full, rows.num_expected_blocks[row])])
+        rows.num_remembered_blocks[row] = num_full
 
-def _rank(row: Row) -> tuple[int, ...]:
-    return row.request.rank
+    def _tell_stored(self, request: Request, first: int, last: int) -> None:
+        """Blocks [first, last) of a request can be found from now on."""
+        if self._kv_events is not None and first < last:
+            chain, block_size = request.hashes.chain, self.spec.block_size
+            parent = chain[first - 1] if first else request.hashes.root
+            tokens = request.token_ids[first * block_size : last * block_size]
+            self._kv_events.stored(chain[first:last], parent, tokens)
+
+    def _remember_tail(self, row: int, request: Request) -> None:
+        num_computed = min(int(self.rows.num_computed[row]), len(request.token_ids))
+        position, rest = divmod(num_computed, self.spec.block_size)
+        if rest and self.rows.num_remembered_blocks[row] == position:
+            parent = request.hashes.chain[position - 1] if position else request.hashes.root
+            tokens = request.token_ids[num_computed - rest : num_computed]
+            self.pool.remember_tail(self.rows.block_ids[row][position], parent, tokens)
+
+    def _replace(self, row: int, position: int, block_id: int) -> None:
+        table = self.rows.block_ids[row]
+        self.pool.share([block_id])
+        if self.flights:
+            self.flights[-1].leaving_blocks.append(table[position])
+        else:
+            self.pool.release([table[position]])
+        table[position] = block_id
+        self.block_changes.append((row, position, block_id))
+        self._counters.merged_blocks += 1
+
+    def _offload(self, block_id: int, block_hash: bytes) -> None:
+        assert self.host is not None
+        if written := self.host.write(block_hash):
+            slot, dropped = written
+            if self._kv_events is not None:
+                if dropped is not None:
+                    self._kv_events.dropped(dropped)
+                self._kv_events.offloaded(block_hash)
+            self.offloads.append((block_id, slot))
+            self._counters.offloaded_blocks += 1
+
+    def _release(self, row: int) -> None:
+        self.pool.release(self.rows.block_ids[row])
+        self.rows.block_ids[row] = []
+        heappush(self._free_rows, row)
+
+    def _rank_of_row(self, row: int) -> tuple[float, ...]:
+        request = self.rows.requests[row]
+        assert request is not None
+        return self.rank(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pagoda.scheduler.core.draft import Draft
 from pagoda.scheduler.core.lane import Lane, Prefix
@@ -17,7 +17,7 @@ class Candidate:
         self.lane = lane
         self.num_free_rows = lane.num_free_rows
         self.num_reserved_blocks = 0
-        self.num_queued_tokens = sum(row.num_uncomputed_tokens for row in lane.running)
+        self.num_queued_tokens = lane.num_decoding + sum(lane.num_uncomputed_tokens(row) for row in lane.prompts)
         self._draft = draft
 
     def offer(self, request: Request) -> Offer | None:
@@ -25,17 +25,17 @@ class Candidate:
         if self.num_free_rows == 0 or (self._draft is not None and self._draft.budget == 0):
             return None
         prefix = self.lane.find_prefix(request)
-        num_new_blocks = self.lane.num_blocks_for(request.num_tokens) - len(prefix.block_ids)
-        if num_new_blocks > self.lane.pool.num_available_besides(prefix.block_ids) - self.num_reserved_blocks:
+        num_tokens = len(request.token_ids)
+        num_new_blocks = self.lane.num_blocks_for(num_tokens) - len(prefix.shared)
+        if num_new_blocks > self.lane.pool.num_available_besides(prefix.shared) - self.num_reserved_blocks:
             return None
-        num_uncached = request.num_tokens - prefix.num_tokens
+        num_uncached = num_tokens - prefix.num_tokens
         # When another row is computing most of what is left, the two would do the same work side by side.
         is_worth_waiting = 2 * prefix.num_expected_tokens >= num_uncached
         return Offer(self, prefix, num_uncached, num_new_blocks, None if is_worth_waiting else self._draft)
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """A lane would take a request."""
 
     candidate: Candidate
@@ -63,4 +63,6 @@ class Offer:
 def choose(request: Request, candidates: Sequence[Candidate]) -> Offer | None:
     """The offer of least cost. None: no lane has room, and nobody behind `request` is asked."""
     offers = [offer for candidate in candidates if (offer := candidate.offer(request))]
-    return min(offers, key=lambda offer: offer.cost, default=None)
+    if len(offers) <= 1:
+        return offers[0] if offers else None
+    return min(offers, key=lambda offer: offer.cost)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pagoda.scheduler.core.request import Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class RowStart:
+class RowStart(NamedTuple):
     """A request takes a row."""
 
     row: int
@@ -20,26 +22,42 @@ class RowStart:
     sampling: Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """Differences against the executor's batch; applied in the order of the fields. Only `Draft` fills it in."""
+class BlockCopies(NamedTuple):
+    """Parallel: block sources[i] is copied to block targets[i]; all are read before one is written."""
+
+    sources: Sequence[int] = ()
+    targets: Sequence[int] = ()
+
+
+NO_COPIES = BlockCopies()
+
+
+class StepPlan(NamedTuple):
+    """Differences against the executor's batch, applied in the order of the fields.
+
+    A row with exactly one token left to compute runs it in every step, without being named here.
+    """
 
     step: int
-    ended_rows: list[int] = field(default_factory=list)
-    started_rows: list[RowStart] = field(default_factory=list)
-    # Parallel: block block_ids[i] is appended to the block table of row block_rows[i].
-    block_rows: list[int] = field(default_factory=list)
-    block_ids: list[int] = field(default_factory=list)
-    # Parallel: rows that run and how many of their tokens are computed.
-    rows: list[int] = field(default_factory=list)
-    num_new_tokens: list[int] = field(default_factory=list)
+    ended_rows: Sequence[int] = ()
+    # Cache to host memory, within the cache, host memory to cache.
+    offloads: BlockCopies = NO_COPIES
+    copies: BlockCopies = NO_COPIES
+    loads: BlockCopies = NO_COPIES
+    started_rows: Sequence[RowStart] = ()
+    # Parallel: block_ids[i] becomes entry block_positions[i] of the block table of row block_rows[i].
+    block_rows: Sequence[int] = ()
+    block_positions: Sequence[int] = ()
+    block_ids: Sequence[int] = ()
+    # Parallel: rows with more than one token left to compute, and how many of them are computed now.
+    chunk_rows: Sequence[int] = ()
+    chunk_num_tokens: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """rows, token_ids: parallel; the rows that sampled, and their tokens."""
+class StepResult(NamedTuple):
+    """rows, token_ids: parallel; the rows that sampled, ascending, and their tokens."""
 
     step: int
-    rows: Sequence[int]
-    token_ids: Sequence[int]
+    rows: NDArray[np.uint32]
+    token_ids: NDArray[np.uint32]
     forward_ns: int = 0

@@ -1,52 +1,89 @@
-"""The requests that wait for an executor, in the order in which they will get one."""
+"""The requests that wait for an executor, and whose turn it is: a policy object is the waiting queue.
+
+It knows requests and their clients. It does not know lanes, blocks or budgets: the scheduler walks through those who
+wait, in order of turn, and decides who fits where.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pagoda.scheduler.core.fair import FairQueue, parse_weights
+from pagoda.scheduler.core.ordered import FcfsQueue, PriorityQueue, Rank
 from pagoda.scheduler.core.request import Request
+
+POLICIES = ("fcfs", "priority", "fair")
 
 
 class Policy(Protocol):
-    """Who comes first."""
+    """Who comes first.
 
-    def rank(self, request: Request) -> tuple[int, ...]:
-        """Sorts requests: a lower rank runs first and is preempted last. Unique, and fixed when a request arrives."""
-
-
-class PriorityThenArrival:
-    """Lower `priority` values first; among equals, first come first served."""
-
-    def rank(self, request: Request) -> tuple[int, ...]:
-        return request.priority, request.arrival
-
-
-class WaitingQueue:
-    """Requests by rank.
-
-    One that was preempted or lost its executor keeps its rank, and so comes back in front of everyone who arrived
-    after it.
+    A request is added when it is accepted, and again whenever it loses its row; it leaves by `admit` or `remove`.
     """
 
-    def __init__(self) -> None:
-        self._requests: list[Request] = []
+    @property
+    def charges_outputs(self) -> bool:
+        """Whether the policy wants to hear of generated tokens: if not, nobody needs `slot` and `charge_outputs`."""
 
-    def __len__(self) -> int:
-        return len(self._requests)
+    def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests)
+        """Those who wait, in order of turn, as if each were admitted before the next.
+
+        In the loop, the request just yielded may be admitted or removed; everything else waits until after it.
+        """
+
+    def refuses(self, request: Request) -> bool:
+        """Whether too many wait for `request` to join them."""
 
     def add(self, request: Request) -> None:
-        insort(self._requests, request, key=_rank)
+        """Starts to wait: at arrival, or again after a preemption or the loss of an executor."""
 
     def remove(self, request: Request) -> None:
-        index = bisect_left(self._requests, request.rank, key=_rank)
-        assert self._requests[index] is request
-        del self._requests[index]
+        """Waits no longer, and did not get a row."""
+
+    def admit(self, request: Request, num_uncached_tokens: int) -> None:
+        """Waits no longer: it got a row, and `num_uncached_tokens` of its tokens will be computed."""
+
+    def finish(self, request: Request) -> None:
+        """Ended; comes once per request, when it does not wait (any more)."""
+
+    def rank(self, request: Request) -> Rank:
+        """Compares running requests: the highest is preempted first. Unique, and fixed by the first `admit`."""
+
+    def slot(self, request: Request) -> int:
+        """A small number for the request's client, which holds while the client has unfinished requests."""
+
+    def charge_outputs(self, slots: NDArray[np.intp]) -> None:
+        """slots: [num_tokens], of the clients of unfinished requests that generated one token each."""
 
 
-def _rank(request: Request) -> tuple[int, ...]:
-    return request.rank
+def make_policy(name: str, *, max_num_waiting: int, weights: str = "", tie_window_s: float = 0.0) -> Policy:
+    """An empty queue.
+
+    max_num_waiting: requests that may wait; more are refused. With fair, clients that have less than their share
+        of it are not refused (see FairQueue)
+    weights: with fair, what share of the service a client gets compared to others, as in "alice=2,bob=0.5"; 1 for
+        those not named
+    tie_window_s: with fcfs and priority, requests that arrive within the same window of so many seconds go shortest
+        prompt first; 0 = in order of arrival
+
+    Raises ValueError for a policy there is not, or for options that are not this policy's.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}")
+    if max_num_waiting < 1:
+        raise ValueError(f"max_num_waiting must be at least 1, got {max_num_waiting}")
+    if weights and name != "fair":
+        raise ValueError(f"weights are for the policy fair, not for {name}")
+    if not 0 <= tie_window_s < float("inf"):
+        raise ValueError(f"tie_window_s must be 0 or more seconds, got {tie_window_s}")
+    if tie_window_s and name == "fair":
+        raise ValueError("tie_window_s is for the policies fcfs and priority, not for fair")
+    if name == "fair":
+        return FairQueue(max_num_waiting, parse_weights(weights))
+    return (FcfsQueue if name == "fcfs" else PriorityQueue)(max_num_waiting, tie_window_s)

@@ -9,10 +9,10 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from pagoda.errors import PagodaError
-from pagoda.scheduler.core.hashes import extend_chain
+from pagoda.scheduler.core.hashes import NO_HASHES, MediaItem, PrefixHashes
 
 if TYPE_CHECKING:
-    from pagoda.scheduler.core.lane import Row
+    from pagoda.scheduler.core.lane import Lane
 
 
 class FinishReason(IntEnum):
@@ -33,6 +33,9 @@ class End:
     """The token that ended it, with STOP; it is the last of the request's tokens."""
     error: PagodaError | None = None
     """With ERROR."""
+
+
+LENGTH = End(FinishReason.LENGTH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,36 @@ class RequestKey(NamedTuple):
 
 
 class Request:
-    """One request. `row` is its place on an executor while it has one."""
+    """One request: in the queue, or in a row of a lane.
+
+    While it has a row, the row counts its tokens, and those of the last steps are not in `token_ids` yet.
+    """
+
+    __slots__ = (
+        "adapter",
+        "arrival",
+        "arrived_at",
+        "cache_salt",
+        "client_id",
+        "end",
+        "forked_from",
+        "hashes",
+        "key",
+        "lane",
+        "max_num_tokens",
+        "media",
+        "num_cached_tokens",
+        "num_lanes_lost",
+        "num_prompt_tokens",
+        "priority",
+        "rank",
+        "request_id",
+        "row",
+        "sampling",
+        "stop_ids",
+        "timeout_s",
+        "token_ids",
+    )
 
     def __init__(
         self,
@@ -73,9 +105,15 @@ class Request:
         priority: int = 0,
         cache_salt: bytes = b"",
         client_id: str = "",
+        adapter: str = "",
+        media: tuple[MediaItem, ...] = (),
+        forked_from: RequestKey | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """token_ids: the prompt, then what was generated before, where the request is handed over again
         num_prompt_tokens: how many of token_ids are the prompt; None = all
+        forked_from: an unfinished request that begins alike, to share with it even what is not in a full block yet
+        timeout_s: ends with an error when it has not ended this long after its arrival
         """
         self.key = key
         self.request_id = request_id
@@ -85,46 +123,47 @@ class Request:
         self.priority = priority
         self.cache_salt = cache_salt
         self.client_id = client_id
+        self.adapter = adapter
+        self.media = media
+        self.forked_from = forked_from
+        self.timeout_s = timeout_s
 
         # Set when the request is accepted.
         self.arrival = 0
         self.arrived_at = 0.0
-        self.rank: tuple[int, ...] = ()
+        self.rank: tuple[float, ...] = ()
         # Set when the model is known.
         self.max_num_tokens = 0
         self.stop_ids: frozenset[int] = frozenset()
+        self.hashes = NO_HASHES
 
-        self.row: Row | None = None
+        self.lane: Lane | None = None
+        self.row = -1
+        """Its row in `lane`, while it has one."""
         self.num_lanes_lost = 0
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when the request first got a row; None until then."""
         self.end: End | None = None
-        self._block_hashes: list[bytes] = []
 
     @property
     def num_tokens(self) -> int:
+        """In the queue and after the end; a running request's are counted by its row."""
         return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
-    def block_hashes(self, block_size: int) -> list[bytes]:
-        """The chain hashes of the full blocks of the tokens so far. block_size: the cell's, always the same."""
-        if (len(self._block_hashes) + 1) * block_size <= len(self.token_ids):
-            extend_chain(self._block_hashes, self.cache_salt, self.token_ids, block_size)
-        return self._block_hashes
+    def begin_hashes(self, block_size: int) -> None:
+        """Names the full blocks of the tokens so far. block_size: the cell's."""
+        self.hashes = PrefixHashes(block_size, salt=self.cache_salt, adapter=self.adapter, media=self.media)
+        self.hashes.extend(self.token_ids)
 
-    def forget_hashes(self) -> None:
-        """The cell's block size may have changed."""
-        self._block_hashes = []
-
-    def natural_end(self) -> End | None:
-        """How the tokens so far end the request; None: it goes on."""
-        if self.num_output_tokens > 0:
-            last = self.token_ids[-1]
-            if last in self.stop_ids and self.num_output_tokens >= self.sampling.min_tokens:
-                return End(FinishReason.STOP, stop_token_id=last)
-        if len(self.token_ids) >= self.max_num_tokens:
-            return End(FinishReason.LENGTH)
+    def end_after(self, token_id: int, num_tokens: int) -> End | None:
+        """How the request ends once `token_id` is the last of its `num_tokens`; None: it goes on."""
+        num_output = num_tokens - self.num_prompt_tokens
+        if num_output > 0 and token_id in self.stop_ids and num_output >= self.sampling.min_tokens:
+            return End(FinishReason.STOP, stop_token_id=token_id)
+        if num_tokens >= self.max_num_tokens:
+            return LENGTH
         return None

@@ -3,9 +3,10 @@
     scheduler.add_lane("executor-1", spec, now)
     scheduler.submit(request, now)
     for lane_id, plan in scheduler.step(now):
-        ...                                  # send it; later:
-        scheduler.commit(lane_id, result)
-    tokens, ended = scheduler.take_outputs()
+        ...                                  # send it
+    scheduler.settle()                       # what can wait until the plans are on their way
+    scheduler.commit(lane_id, result, now)
+    outputs = scheduler.take_outputs()
 
 It knows no transport and no clock: whoever drives it passes `now` (seconds, monotonic). What must hold: a request
 that was accepted ends exactly once; its tokens do not depend on what else runs, on preemption, or on the loss
@@ -14,15 +15,21 @@ of an executor; every block has an owner, or is free, or is cached.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pagoda.errors import PagodaError, ResourceExhaustedError, UnavailableError
+import numpy as np
+from numpy.typing import NDArray
+
+from pagoda.errors import DeadlineExceededError, PagodaError, ResourceExhaustedError, UnavailableError
+from pagoda.scheduler.core.counters import Counters
 from pagoda.scheduler.core.draft import Draft
-from pagoda.scheduler.core.lane import Lane
+from pagoda.scheduler.core.kv_events import KvEvents
+from pagoda.scheduler.core.lane import Commit, Lane
 from pagoda.scheduler.core.placement import Candidate, choose
 from pagoda.scheduler.core.plan import StepPlan, StepResult
-from pagoda.scheduler.core.queue import Policy, PriorityThenArrival, WaitingQueue
+from pagoda.scheduler.core.queue import make_policy
 from pagoda.scheduler.core.request import End, FinishReason, Request, RequestKey
 from pagoda.scheduler.core.spec import LaneSpec, ModelSpec
 from pagoda.scheduler.core.validation import check_fits, check_parameters
@@ -34,27 +41,27 @@ MAX_LANES_LOST = 3
 @dataclass(frozen=True, slots=True)
 class CoreOptions:
     max_num_waiting: int = 1024
+    policy: str = "priority"
+    """fcfs, priority or fair."""
+    client_weights: str = ""
+    """For fair, as in "alice=2,bob=0.5"; clients that are not named have 1."""
+    tie_window_s: float = 0.0
+    """Requests that arrive within the same window of this length go shortest first; 0 = off."""
     enable_prefix_caching: bool = True
     no_executor_timeout_s: float = 60.0
-    max_plans_in_flight: int = 1
-    """Per lane."""
+    max_plans_in_flight: int = 0
+    """Per lane; 0 = two while its steps are short, else one."""
+    inter_token_target_s: float = 0.0
+    """Prompts get no more tokens per step than make it last so long; 0 = no target."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """Since the start. requests_admitted = requests_finished + requests_aborted + waiting + running."""
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """One new token for each of some requests of one origin. Parallel: numbers of their keys, tokens."""
 
-    requests_admitted: int = 0
-    requests_finished: int = 0
-    """Ended by stop, length or an error."""
-    requests_aborted: int = 0
-    requests_rejected: int = 0
-    preemptions: int = 0
-    recoveries: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
+    origin: str
+    keys: NDArray[np.uint64]
+    token_ids: NDArray[np.uint32]
 
 
 @dataclass(slots=True)
@@ -63,27 +70,39 @@ class Outputs:
 
     admitted: list[Request] = field(default_factory=list)
     """Those that got their first row, so that `num_cached_tokens` is known."""
-    tokens: list[tuple[Request, int]] = field(default_factory=list)
+    tokens: list[TokenRun] = field(default_factory=list)
     ended: list[Request] = field(default_factory=list)
 
 
 class Scheduler:
     """All requests and all lanes of a cell."""
 
-    def __init__(self, options: CoreOptions | None = None, policy: Policy | None = None) -> None:
+    def __init__(self, options: CoreOptions | None = None, kv_events: KvEvents | None = None) -> None:
+        """Raises ValueError for options that no policy can be made of.
+
+        kv_events: collects what happens to the blocks that can be found; None: nobody wants to know
+        """
         self.options = options or CoreOptions()
         self.counters = Counters()
         self.lanes: dict[str, Lane] = {}
-        self.waiting = WaitingQueue()
+        self.waiting = make_policy(
+            self.options.policy,
+            max_num_waiting=self.options.max_num_waiting,
+            weights=self.options.client_weights,
+            tie_window_s=self.options.tie_window_s,
+        )
         self.requests: dict[RequestKey, Request] = {}
         """The unfinished ones."""
         self.model: ModelSpec | None = None
         """Of the lanes there are, or of the last one there was."""
-        self._policy = policy or PriorityThenArrival()
+        # (when, arrival, request), soonest first; those that have ended are left behind for a while.
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._kv_events = kv_events
         self._refusal: UnavailableError | None = None
         self._outputs = Outputs()
         self._num_arrivals = 0
         self._without_lanes_since = 0.0
+        self._block_size = 0
 
     @property
     def num_running(self) -> int:
@@ -111,12 +130,17 @@ class Scheduler:
         self._num_arrivals += 1
         request.arrival = self._num_arrivals
         request.arrived_at = now
-        request.rank = self._policy.rank(request)
         self.requests[request.key] = request
         self.counters.requests_admitted += 1
         self.waiting.add(request)
+        if request.timeout_s is not None:
+            self._watch(request, now + request.timeout_s)
         if self.model:
             self._bind(request, self.model)
+        if request.forked_from is not None:
+            parent = self.requests.get(request.forked_from)
+            if parent is not None and parent.lane is not None:
+                parent.lane.expose(parent.row)
 
     def abort(self, key: RequestKey) -> None:
         """Ends a request whose client went away. One that has ended already is left alone."""
@@ -154,12 +178,15 @@ class Scheduler:
         assert lane_id not in self.lanes
         self.check_lane(spec)
         if not self.lanes:
-            self._serve(spec.model)
+            self._serve(spec)
         self.lanes[lane_id] = Lane(
             lane_id,
             spec,
+            self.waiting.rank,
+            self.counters,
             enable_prefix_caching=self.options.enable_prefix_caching,
             max_plans_in_flight=self.options.max_plans_in_flight,
+            kv_events=self._kv_events.add_lane(lane_id, spec.name, spec.block_size) if self._kv_events else None,
         )
 
     def remove_lane(self, lane_id: str, now: float, *, died: bool = True) -> None:
@@ -168,11 +195,12 @@ class Scheduler:
         died: False when it said goodbye, which is no request's fault.
         """
         lane = self.lanes.pop(lane_id)
+        if self._kv_events:
+            self._kv_events.remove_lane(lane_id)
         if not self.lanes:
             self._without_lanes_since = now
-        for row in lane.running:
-            request = row.request
-            request.row = None
+        for request in lane.requests:
+            lane.forget_row(request.row)
             self.waiting.add(request)
             self.counters.recoveries += 1
             request.num_lanes_lost += died
@@ -180,43 +208,52 @@ class Scheduler:
                 message = f"{MAX_LANES_LOST} executors died while they ran this request; it will not be tried again"
                 self._end_with_error(request, UnavailableError(message, reason="EXECUTOR_LOST"))
 
-    def commit(self, lane_id: str, result: StepResult) -> None:
+    def commit(self, lane_id: str, result: StepResult, now: float) -> None:
         """Applies what a lane's oldest step in flight brought.
 
         Raises BadResultError, with nothing changed, for a result that is not that step's.
         """
-        for request, token_id in self.lanes[lane_id].commit(result):
-            request.token_ids.append(token_id)
-            self.counters.generation_tokens += 1
-            self._outputs.tokens.append((request, token_id))
-            if end := request.natural_end():
-                self._end(request, end)
+        lane = self.lanes[lane_id]
+        brought = lane.commit(result, now)
+        if len(brought.rows):
+            self.counters.generation_tokens += len(brought.rows)
+            if self.waiting.charges_outputs:
+                self.waiting.charge_outputs(lane.rows.client_slots[brought.rows])
+            self._outputs.tokens += _runs(lane, brought)
+        for request, end in brought.ended:
+            self._end(request, end)
 
     # Steps
 
     def step(self, now: float) -> list[tuple[str, StepPlan]]:
         """The next plan of every lane that is free to take one and has something to do."""
+        self.settle()
         self._expire(now)
-        drafts = self._draft(now)
+        drafts = self._draft()
         self._admit(drafts)
-        return [(lane_id, plan) for lane_id, draft in drafts.items() if (plan := draft.finish())]
+        return [(lane_id, plan) for lane_id, draft in drafts.items() if (plan := draft.finish(now))]
+
+    def settle(self) -> None:
+        """Bookkeeping that can wait until the plans are on their way."""
+        for lane in self.lanes.values():
+            lane.settle()
 
     def check_integrity(self) -> list[str]:
         """Broken invariants, as sentences; empty when all hold."""
         violations = [violation for lane in self.lanes.values() for violation in lane.check_integrity()]
         places = Counter(request.key for request in self.waiting)
-        places.update(row.request.key for lane in self.lanes.values() for row in lane.running)
+        places.update(request.key for lane in self.lanes.values() for request in lane.requests)
         for key in self.requests.keys() | places.keys():
             if places[key] != 1 or key not in self.requests:
                 known = "unfinished" if key in self.requests else "unknown"
                 violations.append(f"request {key} is {known} and stands in {places[key]} places")
         return violations
 
-    def _draft(self, now: float) -> dict[str, Draft]:
+    def _draft(self) -> dict[str, Draft]:
         """Running requests take their share first, and those without a block go back to the queue."""
         drafts: dict[str, Draft] = {}
         for lane_id, lane in self.lanes.items():
-            if lane.can_plan and (draft := Draft.begin(lane, now)):
+            if lane.can_plan and (draft := Draft.begin(lane, self.options.inter_token_target_s)):
                 drafts[lane_id] = draft
                 for request in draft.preempted:
                     self.waiting.add(request)
@@ -228,7 +265,6 @@ class Scheduler:
         if not drafts or not self.waiting:
             return
         candidates = [Candidate(lane, drafts.get(lane_id)) for lane_id, lane in self.lanes.items()]
-        admitted: list[Request] = []
         for request in self.waiting:
             offer = choose(request, candidates)
             if offer is None:
@@ -236,11 +272,10 @@ class Scheduler:
             offer.reserve()
             # What is worth waiting for is there in the next step, or in one soon after.
             if draft := offer.draft:
+                self.waiting.admit(request, offer.num_uncached_tokens)
                 draft.admit(request, offer.prefix)
-                admitted.append(request)
+                draft.lane.rows.client_slots[request.row] = self.waiting.slot(request)
                 self._note_admission(request, offer.prefix.num_tokens)
-        for request in admitted:
-            self.waiting.remove(request)
 
     def _note_admission(self, request: Request, num_cached: int) -> None:
         if request.num_cached_tokens is None:
@@ -257,17 +292,17 @@ class Scheduler:
         if self.model:
             check_fits(request, self.model)
         # Who brings tokens along was accepted before, by a scheduler that is gone.
-        if len(self.waiting) >= self.options.max_num_waiting and request.num_output_tokens == 0:
+        if request.num_output_tokens == 0 and self.waiting.refuses(request):
             raise ResourceExhaustedError(
                 f"the queue is full: {len(self.waiting)} requests are waiting (max_num_waiting); try again later",
                 reason="QUEUE_FULL",
             )
 
-    def _serve(self, model: ModelSpec) -> None:
+    def _serve(self, spec: LaneSpec) -> None:
         """The first executor came, or the first after all had left: the waiting requests meet its model."""
-        previous, self.model = self.model, model
+        model = spec.model
+        previous, self.model, self._block_size = self.model, model, spec.block_size
         for request in list(self.waiting):
-            request.forget_hashes()
             if previous and previous != model:
                 message = "the cell now serves another model than the one this request was sent to; send it again"
                 self._end_with_error(request, UnavailableError(message, reason="MODEL_CHANGED"))
@@ -289,19 +324,34 @@ class Scheduler:
         request.stop_ids = sampling.stop_token_ids
         if not sampling.ignore_eos:
             request.stop_ids |= model.eos_token_ids
+        if self.options.enable_prefix_caching:
+            request.begin_hashes(self._block_size)
         # A request that was handed over may have all its tokens.
-        if end := request.natural_end():
+        if end := request.end_after(request.token_ids[-1], request.num_tokens):
             self._end(request, end)
 
-    def _expire(self, now: float) -> None:
-        if self.lanes:
-            return
-        for request in [request for request in self.waiting if self._deadline(request) <= now]:
-            message = f"no executor joined within {self.options.no_executor_timeout_s:g} s; try again later"
-            self._end_with_error(request, UnavailableError(message, reason="NO_EXECUTOR"))
+    def _watch(self, request: Request, deadline: float) -> None:
+        heapq.heappush(self._deadlines, (deadline, request.arrival, request))
+        if len(self._deadlines) > 2 * len(self.requests) + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].end is None]
+            heapq.heapify(self._deadlines)
 
-    def _deadline(self, request: Request) -> float:
-        return max(self._without_lanes_since, request.arrived_at) + self.options.no_executor_timeout_s
+    def _expire(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, request = heapq.heappop(self._deadlines)
+            if request.end is None:
+                message = f"the request was not done within its time limit of {request.timeout_s:g} s"
+                self.counters.requests_expired += 1
+                self._end_with_error(request, DeadlineExceededError(message))
+        if not self.lanes:
+            self._expire_without_lanes(now)
+
+    def _expire_without_lanes(self, now: float) -> None:
+        timeout_s = self.options.no_executor_timeout_s
+        for request in list(self.waiting):
+            if max(self._without_lanes_since, request.arrived_at) + timeout_s <= now:
+                message = f"no executor joined within {timeout_s:g} s; try again later"
+                self._end_with_error(request, UnavailableError(message, reason="NO_EXECUTOR"))
 
     def _end_with_error(self, request: Request, error: PagodaError) -> None:
         self._end(request, End(FinishReason.ERROR, error=error))
@@ -310,12 +360,25 @@ class Scheduler:
         assert request.end is None
         request.end = end
         del self.requests[request.key]
-        if request.row is not None:
-            request.row.lane.leave(request.row)
+        if request.lane is not None:
+            request.lane.leave(request.row)
         else:
             self.waiting.remove(request)
+        self.waiting.finish(request)
         if end.reason is FinishReason.ABORT:
             self.counters.requests_aborted += 1
         else:
             self.counters.requests_finished += 1
         self._outputs.ended.append(request)
+
+
+def _runs(lane: Lane, brought: Commit) -> list[TokenRun]:
+    keys = lane.rows.key_numbers[brought.rows]
+    origins = lane.rows.origins[brought.rows]
+    if len(lane.origins) == 1:
+        return [TokenRun(lane.origins.names[origins[0]], keys, brought.token_ids)]
+    return [
+        TokenRun(lane.origins.names[origin], keys[which], brought.token_ids[which])
+        for origin in np.unique(origins)
+        if len(which := np.flatnonzero(origins == origin))
+    ]

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pagoda.scheduler.core.plan import RowStart, StepPlan, StepResult
+import numpy as np
+
+from pagoda.scheduler.core.plan import BlockCopies, RowStart, StepPlan, StepResult
 from pagoda.scheduler.core.spec import LaneSpec
 
 _START = 0x9E3779B97F4A7C15
@@ -37,34 +39,53 @@ class _Row:
     block_ids: list[int]
     seed: int
 
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
 
 class SimulatedExecutor:
-    """The batch and the paged cache of one executor."""
+    """The batch, the paged cache and the host memory of one executor."""
 
     def __init__(self, spec: LaneSpec) -> None:
         self._spec = spec
         self._rows: dict[int, _Row] = {}
-        self._slots: list[int | None] = [None] * (spec.num_blocks * spec.block_size)
+        # [num_blocks][block_size]: a digest, or None where nothing was written.
+        self._cache = [_empty(spec.block_size) for _ in range(spec.num_blocks)]
+        self._host = [_empty(spec.block_size) for _ in range(spec.num_host_blocks)]
         self._last_step = 0
+        self.work: dict[int, int] = {}
+        """Of the last step: rows that ran, and how many of their tokens."""
 
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.step == self._last_step + 1
         self._last_step = plan.step
         for row in plan.ended_rows:
             del self._rows[row]
+        _copy(plan.offloads, self._cache, self._host)
+        _copy(plan.copies, self._cache, self._cache)
+        _copy(plan.loads, self._host, self._cache)
         for start in plan.started_rows:
             self._start(start)
-        for row, block_id in zip(plan.block_rows, plan.block_ids, strict=True):
-            self._rows[row].block_ids.append(block_id)
-        assert plan.rows, "a plan runs at least one row"
-        assert len(set(plan.rows)) == len(plan.rows)
-        assert sum(plan.num_new_tokens) <= self._spec.max_num_batched_tokens
+        for row, position, block_id in zip(plan.block_rows, plan.block_positions, plan.block_ids, strict=True):
+            table = self._rows[row].block_ids
+            assert position <= len(table)
+            table[position : position + 1] = [block_id]
+        counts = {row: 1 for row, each in self._rows.items() if each.num_uncomputed_tokens == 1}
+        for row, num_new in zip(plan.chunk_rows, plan.chunk_num_tokens, strict=True):
+            assert row not in counts
+            assert 0 < num_new <= self._rows[row].num_uncomputed_tokens
+            counts[row] = num_new
+        assert counts, "a plan runs at least one row"
+        assert sum(counts.values()) <= self._spec.max_num_batched_tokens
+        self.work = counts
         sampled: dict[int, int] = {}
-        for row, num_new in zip(plan.rows, plan.num_new_tokens, strict=True):
-            token_id = self._run_row(self._rows[row], num_new)
+        for row in sorted(counts):
+            token_id = self._run_row(self._rows[row], counts[row])
             if token_id is not None:
                 sampled[row] = token_id
-        return StepResult(plan.step, list(sampled), list(sampled.values()), forward_ns=1)
+        rows, token_ids = np.array(list(sampled), np.uint32), np.array(list(sampled.values()), np.uint32)
+        return StepResult(plan.step, rows, token_ids, forward_ns=1)
 
     def _start(self, start: RowStart) -> None:
         assert start.row not in self._rows, f"row {start.row} is taken"
@@ -75,26 +96,38 @@ class SimulatedExecutor:
         )
 
     def _run_row(self, row: _Row, num_new: int) -> int | None:
-        assert 0 < num_new <= len(row.token_ids) - row.num_computed_tokens
         end = row.num_computed_tokens + num_new
         assert len(set(row.block_ids)) == len(row.block_ids)
         digest: int | None = _START
         for position in range(row.num_computed_tokens, end):
             if position > 0:
-                digest = self._slots[self._slot(row, position - 1)]
+                digest = self._read(row, position - 1)
             assert digest is not None, "a slot is read before it was written"
-            self._slots[self._slot(row, position)] = _digest(digest, row.token_ids[position])
+            block, slot = divmod(position, self._spec.block_size)
+            self._cache[row.block_ids[block]][slot] = _digest(digest, row.token_ids[position])
         row.num_computed_tokens = end
         if end < len(row.token_ids):
             return None
-        digest = self._slots[self._slot(row, end - 1)]
+        digest = self._read(row, end - 1)
         assert digest is not None
         row.token_ids.append(_sample(digest, row.seed, self._spec.model.vocab_size))
         return row.token_ids[-1]
 
-    def _slot(self, row: _Row, position: int) -> int:
-        block_size = self._spec.block_size
-        return row.block_ids[position // block_size] * block_size + position % block_size
+    def _read(self, row: _Row, position: int) -> int | None:
+        block, slot = divmod(position, self._spec.block_size)
+        return self._cache[row.block_ids[block]][slot]
+
+
+def _empty(block_size: int) -> list[int | None]:
+    return [None] * block_size
+
+
+def _copy(copies: BlockCopies, source: list[list[int | None]], target: list[list[int | None]]) -> None:
+    """All sources are read before a target is written."""
+    contents = [list(source[block_id]) for block_id in copies.sources]
+    assert len(set(copies.targets)) == len(copies.targets)
+    for block_id, content in zip(copies.targets, contents, strict=True):
+        target[block_id] = content
 
 
 def _digest(digest: int, token_id: int) -> int:

@@ -46,11 +46,16 @@ class LaneSpec:
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    num_host_blocks: int = 0
+    """Blocks of host memory."""
+    swap_only: bool = False
+    """Host memory is for requests that were preempted, not for every block that is evicted."""
 
     def check(self) -> None:
         """Raises InvalidArgumentError for values that no executor can work with."""
         _check_range("block_size", self.block_size, 1, MAX_NUM_BLOCKS)
         _check_range("num_blocks", self.num_blocks, 1, MAX_NUM_BLOCKS)
+        _check_range("num_host_blocks", self.num_host_blocks, 0, MAX_NUM_BLOCKS)
         _check_range("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
         _check_range("max_model_len", self.model.max_model_len, 2, MAX_NUM_BLOCKS)
         _check_range("vocab_size", self.model.vocab_size, 1, MAX_NUM_BLOCKS)

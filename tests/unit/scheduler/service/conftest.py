@@ -18,7 +18,7 @@ from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u32, unpack_u64
 from pagoda.rpc.channel import open_channel
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
-from pagoda.scheduler.core.plan import RowStart, StepPlan
+from pagoda.scheduler.core.plan import BlockCopies, RowStart, StepPlan
 from pagoda.scheduler.core.request import Sampling
 from pagoda.scheduler.core.simulated import SimulatedExecutor
 from pagoda.scheduler.engine import Engine
@@ -38,14 +38,21 @@ def decode_plan(data: bytes) -> StepPlan:
         )
         for start in message.started_rows
     ]
+    copies = {
+        name: BlockCopies(unpack_u32(each.sources).tolist(), unpack_u32(each.targets).tolist())
+        for name in ("offloads", "copies", "loads")
+        for each in [getattr(message, name)]
+    }
     return StepPlan(
         step=message.step,
         ended_rows=unpack_u32(message.ended_rows).tolist(),
         started_rows=started,
         block_rows=unpack_u32(message.block_rows).tolist(),
+        block_positions=unpack_u32(message.block_positions).tolist(),
         block_ids=unpack_u32(message.block_ids).tolist(),
-        rows=unpack_u32(message.rows).tolist(),
-        num_new_tokens=unpack_u32(message.num_new_tokens).tolist(),
+        chunk_rows=unpack_u32(message.chunk_rows).tolist(),
+        chunk_num_tokens=unpack_u32(message.chunk_num_tokens).tolist(),
+        **copies,
     )
 
 

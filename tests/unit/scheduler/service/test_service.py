@@ -85,7 +85,7 @@ async def test_generate_streams_tokens_and_usage(service: Any) -> None:
     usage = responses[-1].usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (6, 4, 0)
     again = [each async for each in service.stub.Generate(generate_request(max_tokens=4))]
-    assert again[-1].usage.cached_tokens == 4
+    assert again[-1].usage.cached_tokens == 5
 
 
 async def test_generate_without_a_seed_draws_one(service: Any) -> None:
