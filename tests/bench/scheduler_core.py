@@ -1,131 +1,137 @@
-"""How long the scheduler's core takes per step: plan + commit of steady decode, and of admitting prompts.
+"""How long the scheduler's core takes per step, alone or beside vLLM's scheduler.
 
     python tests/bench/scheduler_core.py
+    python tests/bench/scheduler_core.py --vllm PYTHON MODEL
 
-The executor is stood in for by canned results, so what is timed is the core alone. Prints the hardware, the commit and
-a table; asserts nothing.
+PYTHON is an interpreter that has vLLM, MODEL a checkpoint folder of which only config.json is read. vLLM is measured
+right before and after each round of Pagoda's. What is measured, and how, is in scheduler_cases.py; the executor is
+stood in for by an echo, so there is no I/O. Asserts nothing about times.
 """
 
 from __future__ import annotations
 
-import platform
-import statistics
+import argparse
+import gc
+import json
+import os
 import subprocess
-import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+from echo_batch import EchoBatch
+from report import circumstances
+from scheduler_cases import (
+    DECODE_ROWS,
+    MAX_MODEL_LEN,
+    MAX_NUM_BATCHED_TOKENS,
+    VOCAB_SIZE,
+    Measurement,
+    Shape,
+    measure,
+)
+from scheduler_tables import Rounds, tables
 
 from pagoda.scheduler import codec
 from pagoda.scheduler.core.plan import StepPlan, StepResult
 from pagoda.scheduler.core.request import Request, RequestKey, Sampling
 from pagoda.scheduler.core.scheduler import CoreOptions, Scheduler
 from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
+from pagoda.v1 import step_pb2
 
-BLOCK_SIZE = 16
-PROMPT_TOKENS = 256
-STEPS = 200
-WARM_UP_STEPS = 5
-ROWS = (1, 32, 256, 1024)
-SHARED_PROMPT = list(range(1000, 1000 + 1024))
+LANE = "bench"
 
 
-def make_scheduler(num_rows: int) -> Scheduler:
-    model = ModelSpec("f", "llama", 8192, 32_000, frozenset({2}), "bfloat16")
-    spec = LaneSpec("bench", ExecutorRole.MIXED, model, BLOCK_SIZE, 1 << 16, num_rows, 1 << 20)
-    scheduler = Scheduler(CoreOptions(max_num_waiting=1 << 20))
-    scheduler.add_lane("bench", spec)
-    return scheduler
+class CoreSubject:
+    """A `scheduler_cases.Subject`."""
 
+    def __init__(self, shape: Shape) -> None:
+        model = ModelSpec("f", "llama", MAX_MODEL_LEN, VOCAB_SIZE, frozenset({2}), "bfloat16")
+        spec = LaneSpec(
+            LANE,
+            ExecutorRole.MIXED,
+            model,
+            shape.block_size,
+            shape.num_blocks,
+            shape.num_rows,
+            MAX_NUM_BATCHED_TOKENS,
+        )
+        self._scheduler = Scheduler(CoreOptions(max_num_waiting=1 << 20, max_plans_in_flight=shape.depth))
+        self._scheduler.add_lane(LANE, spec)
+        self._block_size = shape.block_size
+        self._batch = EchoBatch(shape.num_rows)
+        self._now = 0.0
 
-def submit(scheduler: Scheduler, number: int, token_ids: list[int]) -> None:
-    sampling = Sampling(seed=number, max_tokens=4096, ignore_eos=True)
-    scheduler.submit(Request(RequestKey("bench", number), token_ids, sampling), now=0.0)
+    def build(self, number: int, token_ids: list[int], max_tokens: int) -> Request:
+        sampling = Sampling(seed=number, max_tokens=max_tokens, ignore_eos=True)
+        return Request(RequestKey("tokenizer", number), token_ids, sampling)
 
+    def hash(self, request: Request) -> None:
+        request.begin_hashes(self._block_size)
 
-def answer(plan: StepPlan) -> StepResult:
-    """A result in which every row of a plan without half prompts samples."""
-    return StepResult(plan.step, plan.rows, [7] * len(plan.rows))
+    def lookup(self, request: Request) -> int:
+        return self._scheduler.lanes[LANE].find_prefix(request).num_tokens
 
+    def submit(self, number: int, token_ids: list[int], max_tokens: int) -> None:
+        self._scheduler.submit(self.build(number, token_ids, max_tokens), self._now)
 
-class Stopwatch:
-    """Collects the durations of its blocks."""
+    def plan(self) -> StepPlan | None:
+        planned = self._scheduler.step(self._now)
+        return planned[0][1] if planned else None
 
-    def __init__(self) -> None:
-        self._durations_ns: list[int] = []
+    def names_blocks(self, plan: StepPlan) -> bool:
+        return bool(plan.block_rows)
 
-    def __enter__(self) -> None:
-        self._started_ns = time.perf_counter_ns()
+    def encode(self, plan: StepPlan) -> bytes:
+        return codec.encode_plan(plan)
 
-    def __exit__(self, *_: object) -> None:
-        self._durations_ns.append(time.perf_counter_ns() - self._started_ns)
+    def settle(self) -> None:
+        self._scheduler.settle()
 
-    @property
-    def median_us(self) -> float:
-        return statistics.median(self._durations_ns[WARM_UP_STEPS:]) / 1000
+    def execute(self, plan: StepPlan, encoded: bytes) -> tuple[StepResult, int]:
+        rows = self._batch.run(step_pb2.StepPlan.FromString(encoded))
+        return StepResult(plan.step, rows, np.full(len(rows), 7, np.uint32), forward_ns=1_000_000), len(rows)
 
-
-def time_decode(num_rows: int) -> list[float]:
-    """Medians, in us, of plan, commit and protobuf of the plan at `num_rows` decoding rows."""
-    scheduler = make_scheduler(num_rows)
-    for number in range(num_rows):
-        submit(scheduler, number, [number % 1000 + 3] * PROMPT_TOKENS)
-    planning, committing, encoding = Stopwatch(), Stopwatch(), Stopwatch()
-    for _ in range(STEPS):
-        with planning:
-            planned = scheduler.step(0.0)
-        ((lane_id, plan),) = planned
-        with encoding:
-            codec.encode_plan(plan)
-        result = answer(plan)
-        with committing:
-            scheduler.commit(lane_id, result)
-        scheduler.take_outputs()
-    return [watch.median_us for watch in (planning, committing, encoding)]
-
-
-def time_admission() -> list[float]:
-    """Medians, in us, for a prompt of 1,088 tokens of which 1,024 are cached: submit, admitting step, commit."""
-    scheduler = make_scheduler(256)
-    submitting, stepping, committing = Stopwatch(), Stopwatch(), Stopwatch()
-    for number in range(STEPS):
-        prompt = SHARED_PROMPT + [number + 3] * 64
-        with submitting:
-            submit(scheduler, number, prompt)
-        with stepping:
-            planned = scheduler.step(0.0)
-        ((lane_id, plan),) = planned
-        result = answer(plan)
-        with committing:
-            scheduler.commit(lane_id, result)
-        scheduler.abort(RequestKey("bench", number))
-        scheduler.take_outputs()
-    return [watch.median_us for watch in (submitting, stepping, committing)]
-
-
-def hardware() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return f"{len(models)} x {models[0]}" if models else platform.processor()
-
-
-def commit_id() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    described = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return described.stdout.strip()
+    def commit(self, result: StepResult) -> None:
+        self._now += 0.001
+        self._scheduler.commit(LANE, result, self._now)
+        self._scheduler.take_outputs()
 
 
 def main() -> None:
-    print(f"{hardware()}; Python {platform.python_version()}; commit {commit_id()}")
-    print(f"\nSteady decode, us per step (median of {STEPS} steps)\n")
-    print("| rows | plan | commit | plan + commit | protobuf of the plan |")
-    print("|---|---|---|---|---|")
-    for num_rows in ROWS:
-        plan, commit, encode = time_decode(num_rows)
-        print(f"| {num_rows} | {plan:.0f} | {commit:.0f} | {plan + commit:.0f} | {encode:.0f} |")
-    submitting, step, commit = time_admission()
-    print("\nA prompt of 1,088 tokens, 1,024 of them cached, us\n")
-    print("| submit | admitting step | commit |")
-    print("|---|---|---|")
-    print(f"| {submitting:.0f} | {step:.0f} | {commit:.0f} |")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vllm", nargs=2, metavar=("PYTHON", "MODEL"), help="also measure vLLM's scheduler")
+    parser.add_argument("--rounds", type=int, default=3, help="measure all so often; medians over the rounds are shown")
+    parser.add_argument("--rows", type=int, nargs="+", default=DECODE_ROWS, help="only these numbers of rows")
+    parser.add_argument("--freeze", action="store_true", help="gc.freeze() before timing, in both")
+    args = parser.parse_args()
+    print(circumstances())
+    ours, theirs = Rounds(), Rounds()
+    for _ in range(args.rounds):
+        if args.vllm:
+            theirs.add(_measure_vllm(args))
+        ours.add(measure(CoreSubject, rows=args.rows, freeze=args.freeze))
+    if args.vllm:
+        theirs.add(_measure_vllm(args))
+    print(f"After {args.rounds} rounds: {circumstances()}\n")
+    collector = f"thresholds {gc.get_threshold()}, {'frozen' if args.freeze else 'not frozen'} before timing"
+    print("us per step: median (p99), mean; of each round, and of those the median. Garbage collector: " + collector)
+    if theirs.version:
+        print(f"vLLM {theirs.version}: AsyncScheduler where two plans are in flight; its service freezes at its start.")
+    print(tables(ours.columns(), theirs.columns()))
+
+
+def _measure_vllm(args: argparse.Namespace) -> Iterator[Measurement]:
+    python, model = args.vllm
+    script = Path(__file__).with_name("vllm_scheduler.py")
+    command = [python, str(script), model, "--rows", *map(str, args.rows), *(["--freeze"] if args.freeze else [])]
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    with subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            yield json.loads(line)
+    if process.returncode:
+        raise SystemExit(f"{script.name} ended with status {process.returncode}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ def unpack_u64(data: bytes) -> U64Array:
 
 def _pack(values: Sequence[int] | NDArray[np.integer], dtype: np.dtype[np.unsignedinteger]) -> bytes:
     if isinstance(values, np.ndarray):
+        if values.dtype == dtype:
+            return values.tobytes()
         # numpy casts arrays silently; a negative number here is a bug of the caller and must not travel.
         if values.size and (values.min() < 0 or int(values.max()) > int(np.iinfo(dtype).max)):
             raise OverflowError(f"value outside the range of {dtype}")

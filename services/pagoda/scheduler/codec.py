@@ -106,6 +106,8 @@ def decode_generate(message: scheduler_pb2.SchedulerGenerateRequest, key: Reques
         request_id=message.request_id or f"scheduler-{key.number}",
         priority=message.priority,
         cache_salt=message.cache_salt,
+        client_id=message.client_id,
+        timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
     )
 
 

@@ -242,11 +242,13 @@ class Engine:
                 self._drop(session, error)
 
     def _send_plans(self) -> None:
-        for lane_id, plan in self.core.step(self._loop.time()):
-            try:
-                self.executor_router.send(lane_id, codec.encode_plan(plan))
-            except PeerGoneError as error:
-                self._drop(self.executors[lane_id], error)
+        """Until every lane has as many steps in flight as it may have."""
+        while plans := self.core.step(self._loop.time()):
+            for lane_id, plan in plans:
+                try:
+                    self.executor_router.send(lane_id, codec.encode_plan(plan))
+                except PeerGoneError as error:
+                    self._drop(self.executors[lane_id], error)
 
     def _send_outputs(self) -> None:
         """One message per tokenizer; local requests have handles."""

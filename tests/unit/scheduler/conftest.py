@@ -115,6 +115,7 @@ class Cell:
         plans = self.plan()
         for name in plans:
             self.answer(name)
+        self.core.settle()
         self.check()
         return plans
 

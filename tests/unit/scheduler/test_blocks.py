@@ -103,17 +103,17 @@ def test_of_two_equal_blocks_the_first_is_found_and_the_second_becomes_free() ->
     assert pool.check_integrity({}) == []
 
 
-def test_content_under_way_is_expected_until_all_who_compute_it_are_done() -> None:
+def test_content_under_way_is_expected_until_the_last_who_computes_it_is_done() -> None:
     pool = BlockPool(4)
-    pool.expect([b"a", b"ab"])
-    pool.expect([b"ab"])
+    pool.expect([b"a", b"ab"], 1)
+    pool.expect([b"ab"], 2)
     assert pool.count_expected([b"a", b"ab", b"abc"], 0) == 2
     assert pool.count_expected([b"a", b"ab", b"abc"], 1) == 1
     assert pool.count_expected([b"y", b"a"], 0) == 0
-    pool.unexpect([b"a", b"ab"])
+    pool.unexpect([b"a", b"ab"], 1)
     assert pool.count_expected([b"a"], 0) == 0
     assert pool.count_expected([b"ab"], 0) == 1
-    pool.unexpect([b"ab"])
+    pool.unexpect([b"ab"], 2)
     assert pool.count_expected([b"ab"], 0) == 0
 
 

@@ -27,6 +27,7 @@ def appended(plan: Any) -> list[tuple[int, int]]:
 
 
 def blocks(cell: Any, lane: str = "A") -> tuple[int, int, int]:
+    cell.core.settle()
     pool = cell.core.lanes[lane].pool
     return pool.num_free, pool.num_referenced, pool.num_cached
 

@@ -184,6 +184,7 @@ class Trace:
                 assert end.error is None or isinstance(end.error, (UnavailableError, DeadlineExceededError))
             else:
                 assert (tokens, end.reason) == (wanted, reason)
+        cell.core.settle()
         for lane in cell.core.lanes.values():
             assert lane.pool.num_referenced == 0
             assert lane.pool.num_free + lane.pool.num_cached == lane.pool.num_blocks

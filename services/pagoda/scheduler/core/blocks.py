@@ -50,7 +50,7 @@ class BlockPool:
         # By the hash of what comes before: one tail each, the latest. The reverse: a block is the tail of at most one.
         self._tails: dict[bytes, Tail] = {}
         self._tail_parents: dict[int, bytes] = {}
-        # What is being computed, and how many rows compute it.
+        # What is being computed, and by whom.
         self._expected: dict[bytes, int] = {}
         # Taken from the end.
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -126,8 +126,11 @@ class BlockPool:
 
     def num_available_besides(self, block_ids: Iterable[int]) -> int:
         """What `allocate` could hand out once `block_ids` were shared."""
-        ref_counts = self._ref_counts
-        return self.num_available - sum(not ref_counts[block_id] for block_id in block_ids)
+        count, ref_counts = len(self._free) + len(self._cached), self._ref_counts
+        for block_id in block_ids:
+            if not ref_counts[block_id]:
+                count -= 1
+        return count
 
     def share(self, block_ids: Iterable[int]) -> None:
         """Takes one more reference on blocks that were found."""
@@ -169,19 +172,15 @@ class BlockPool:
                 else:
                     self._cached[block_id] = None
 
-    def expect(self, hashes: Iterable[bytes]) -> None:
-        """Blocks of this content are being computed, until `unexpect`."""
-        expected = self._expected
-        for block_hash in hashes:
-            expected[block_hash] = expected.get(block_hash, 0) + 1
+    def expect(self, hashes: Iterable[bytes], owner: int) -> None:
+        """`owner` computes blocks of this content, until `unexpect`. Of several owners the last one counts."""
+        self._expected.update(dict.fromkeys(hashes, owner))
 
-    def unexpect(self, hashes: Iterable[bytes]) -> None:
+    def unexpect(self, hashes: Iterable[bytes], owner: int) -> None:
         expected = self._expected
         for block_hash in hashes:
-            if expected[block_hash] == 1:
+            if expected.get(block_hash) == owner:
                 del expected[block_hash]
-            else:
-                expected[block_hash] -= 1
 
     def remember(self, block_id: int, block_hash: bytes) -> int:
         """Makes a referenced block, which is now full, findable by its hash.

@@ -6,7 +6,6 @@ a long prompt delays nobody's next token by more than one budget; then prompts u
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +38,8 @@ class Draft:
         """
         rows = lane.rows
         lacking = np.flatnonzero(rows.decoding & (rows.num_computed == rows.num_slots))
+        if len(lacking) > lane.pool.num_available:
+            lane.free_departed()
         if len(lacking) > lane.pool.num_available and lane.flights:
             return None  # Preempting would free nothing: blocks are held until the steps in flight have come back.
         draft = cls(lane)
@@ -56,7 +57,7 @@ class Draft:
         self._started_rows.append(
             RowStart(
                 row=row,
-                token_ids=array("I", request.token_ids),
+                token_ids=request.token_ids[:],
                 num_computed_tokens=prefix.num_tokens,
                 block_ids=tuple(lane.rows.block_ids[row]),
                 sampling=request.sampling,
@@ -110,6 +111,7 @@ class Draft:
             while len(lacking) > lane.pool.num_available:
                 victim = victims.pop()
                 lane.leave(victim.row, preempted=True)
+                lane.free_departed()
                 self.preempted.append(victim)
                 lacking = lacking[rows.live[lacking]]
         allocated = lane.allocate(len(lacking))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from pagoda.scheduler.core.host import HostBlocks
 from pagoda.scheduler.core.kv_events import LaneKvEvents
 from pagoda.scheduler.core.plan import StepResult
 from pagoda.scheduler.core.request import End, Request
-from pagoda.scheduler.core.rows import WINDOW, Indices, Rows, TokenIds
+from pagoda.scheduler.core.rows import Indices, Rows, TokenIds
 from pagoda.scheduler.core.slots import Slots
 from pagoda.scheduler.core.spec import LaneSpec
 from pagoda.scheduler.core.step_time import StepTimeModel
@@ -47,7 +47,7 @@ class BadResultError(InvalidArgumentError):
 class Prefix(NamedTuple):
     """The beginning of a request, as far as its keys and values need not be computed on a lane."""
 
-    blocks: list[int | None]
+    blocks: Sequence[int | None]
     """Full blocks in order; None is one in host memory."""
     shared: list[int]
     """Those that are in the cache."""
@@ -71,6 +71,17 @@ class StepRecord(NamedTuple):
     num_tokens: int
 
 
+class Departed(NamedTuple):
+    """A request that has left its row: what is to be done with its blocks."""
+
+    request: Request
+    row: int
+    block_ids: list[int]
+    num_remembered_blocks: int
+    num_computed: int
+    is_preempted: bool
+
+
 @dataclass(slots=True)
 class Flight:
     """A step that was planned and has not come back."""
@@ -82,9 +93,9 @@ class Flight:
     num_rows: int
     num_decoding: int
     num_tokens: int
-    leaving_rows: list[int] = field(default_factory=list)
-    """Free when it comes back."""
-    leaving_blocks: list[int] = field(default_factory=list)
+    departed: list[Departed] = field(default_factory=list)
+    """Their rows and blocks are free when it comes back, and so are these blocks."""
+    replaced_blocks: list[int] = field(default_factory=list)
 
 
 class Commit(NamedTuple):
@@ -147,7 +158,8 @@ class Lane:
         self._free_rows = list(range(spec.max_num_seqs))
         # Rows that have all their tokens once the steps in flight are back; the next plan ends them.
         self._retired: set[int] = set()
-        # Rows with new full blocks that cannot be found yet.
+        # What waits for `settle`: requests whose blocks nobody writes to any more, and rows with new full blocks.
+        self._departed: list[Departed] = []
         self._unsettled: list[int] = []
         # How many reasons there are to look at a row that sampled a token; most tokens stop nobody.
         self._num_stopped_by = np.zeros(spec.model.vocab_size, np.uint32)
@@ -204,15 +216,9 @@ class Lane:
         last = len(request.token_ids) - 1
         block_size, chain = self.spec.block_size, request.hashes.chain
         shared = self.pool.find_chain(chain, last // block_size)
-        blocks: list[int | None] = list(shared)
+        blocks: Sequence[int | None] = shared
         if self.host is not None and len(shared) < last // block_size:
-            for block_hash in chain[len(shared) : last // block_size]:
-                block_id = self.pool.find(block_hash)
-                if block_id is not None:
-                    shared.append(block_id)
-                elif block_hash not in self.host:
-                    break
-                blocks.append(block_id)
+            blocks = self._find_in_host_too(chain[: last // block_size], shared)
         num_full = len(blocks)
         num_tokens = num_full * block_size
         num_expected = self.pool.count_expected(chain, num_full) * block_size
@@ -255,7 +261,7 @@ class Lane:
         rows.origins[row] = self.origins.hold(request.key.origin)
         rows.num_remembered_blocks[row] = rows.num_expected_blocks[row] = num_remembered
         if self._enable_prefix_caching and len(chain) > num_remembered:
-            self.pool.expect(chain[num_remembered:])
+            self.pool.expect(chain[num_remembered:], row)
             rows.num_expected_blocks[row] = len(chain)
             self.note_new_blocks(row)
         for token_id in request.sampling.stop_token_ids:
@@ -286,12 +292,14 @@ class Lane:
         self.ended_rows.append(row)
 
     def leave(self, row: int, *, preempted: bool = False) -> None:
-        """The row's request ended or must make room. The request gets its tokens; what was computed can be found."""
+        """The row's request ended or must make room; it gets its tokens. `free_departed` does the rest."""
         rows = self.rows
         request = rows.requests[row]
         assert request is not None
         rows.flush(row)
         rows.live[row] = rows.decoding[row] = False
+        rows.requests[row] = None
+        request.lane, request.row = None, -1
         if row in self._retired:
             self._retired.remove(row)
         else:
@@ -300,24 +308,20 @@ class Lane:
             self.prompts.remove(row)
         if self.block_changes:
             self.block_changes = [change for change in self.block_changes if change[0] != row]
-        if self._enable_prefix_caching:
-            self._remember(row, request)
-            self._remember_tail(row, request)
-            chain = request.hashes.chain
-            self.pool.unexpect(chain[rows.num_remembered_blocks[row] : rows.num_expected_blocks[row]])
-            if preempted and self.host is not None and self.spec.swap_only:
-                num_full = rows.num_remembered_blocks[row]
-                for block_id, block_hash in zip(rows.block_ids[row][:num_full], chain, strict=False):
-                    self._offload(block_id, block_hash)
-        self.origins.let_go(request.key.origin)
-        for token_id in request.sampling.stop_token_ids:
-            self._num_stopped_by[token_id] -= 1
-        rows.requests[row] = None
-        request.lane, request.row = None, -1
+        self.pool.unexpect(request.hashes.chain[rows.num_remembered_blocks[row] : rows.num_expected_blocks[row]], row)
+        departed = Departed(
+            request,
+            row,
+            rows.block_ids[row],
+            rows.num_remembered_blocks[row],
+            # A step in flight may compute a token that comes after the request's end.
+            min(int(rows.num_computed[row]), len(request.token_ids)),
+            preempted,
+        )
         if self.flights:
-            self.flights[-1].leaving_rows.append(row)
+            self.flights[-1].departed.append(departed)
         else:
-            self._release(row)
+            self._depart(departed)
 
     def begin_next_plan(self) -> None:
         """What was noted for a plan is in one now."""
@@ -332,8 +336,9 @@ class Lane:
         assert request is not None
         if self._enable_prefix_caching:
             self.rows.flush(row)
-            self._remember(row, request)
-            self._remember_tail(row, request)
+            self._remember_new(row, request)
+            num_computed = min(int(self.rows.num_computed[row]), len(request.token_ids))
+            self._remember_tail(request, self.rows.block_ids[row], num_computed)
 
     # Steps come back
 
@@ -350,28 +355,33 @@ class Lane:
         if not live.all():
             rows, token_ids = rows[live], token_ids[live]
         ended = self._append(rows, token_ids) if len(rows) else []
-        for row in flight.leaving_rows:
-            self._release(row)
-        if flight.leaving_blocks:
-            self.pool.release(flight.leaving_blocks)
+        for departed in flight.departed:
+            self._depart(departed)
+        if flight.replaced_blocks:
+            self.pool.release(flight.replaced_blocks)
         return Commit(rows, token_ids, ended)
 
     def note_new_blocks(self, row: int) -> None:
         """`settle` will look at the row."""
         self._unsettled.append(row)
 
+    def free_departed(self) -> bool:
+        """Frees the blocks of requests that have left. False: there were none."""
+        departed, self._departed = self._departed, []
+        for each in departed:
+            self._free(each)
+        return bool(departed)
+
     def settle(self) -> None:
-        """Makes new full blocks findable, and the ends of prompts that are computed."""
-        if not self._unsettled:
-            return
-        rows = self.rows
+        """What can wait until the plans are on their way: what was computed can be found from now on."""
+        self.free_departed()
         unsettled, self._unsettled = self._unsettled, []
         if self._enable_prefix_caching:
             for row in unsettled:
-                if request := rows.requests[row]:
-                    self._remember(row, request)
-                    if rows.num_computed[row] == len(request.token_ids):
-                        self._remember_tail(row, request)
+                if request := self.rows.requests[row]:
+                    self._remember_new(row, request)
+                    if self.rows.num_computed[row] == len(request.token_ids):
+                        self._remember_tail(request, self.rows.block_ids[row], len(request.token_ids))
 
     def forget_row(self, row: int) -> Request:
         """The executor is gone: the row's request, with its tokens."""
@@ -385,20 +395,21 @@ class Lane:
         """Broken invariants, as sentences."""
         rows, violations = self.rows, []
         free = set(self._free_rows)
-        leaving = {row for flight in self.flights for row in flight.leaving_rows}
-        tables = {"steps in flight": [block_id for flight in self.flights for block_id in flight.leaving_blocks]}
+        leaving = {each.row for flight in self.flights for each in flight.departed}
+        departed = [*self._departed, *(each for flight in self.flights for each in flight.departed)]
+        tables = {f"departed {each.request.key} of row {each.row}": each.block_ids for each in departed}
+        tables["steps in flight"] = [block_id for flight in self.flights for block_id in flight.replaced_blocks]
         for row, request in enumerate(rows.requests):
             name = f"row {row}" + (f" of request {request.request_id or request.key}" if request else "")
             if (row in free) + (row in leaving) + (request is not None) != 1:
                 violations.append(f"{name} is not exactly one of free, leaving and running")
-            if row not in free:
-                tables[name] = rows.block_ids[row]
             if bool(rows.live[row]) != (request is not None):
                 violations.append(f"{name} is{' not' if not rows.live[row] else ''} live")
             if request is None:
                 if rows.decoding[row]:
                     violations.append(f"{name} decodes for nobody")
                 continue
+            tables[name] = rows.block_ids[row]
             violations += [f"{name} {problem}" for problem in self._check_row(row, request)]
         if len(free) != len(self._free_rows):
             violations.append("a row is free twice")
@@ -436,6 +447,19 @@ class Lane:
             problems.append(f"has {left} tokens to compute, but (decodes, prompt, retired) = {places}")
         return problems
 
+    def _find_in_host_too(self, chain: Sequence[bytes], shared: list[int]) -> list[int | None]:
+        """`shared` are the first blocks; those that follow are added to it, those in host memory are None."""
+        assert self.host is not None
+        blocks: list[int | None] = list(shared)
+        for block_hash in chain[len(shared) :]:
+            block_id = self.pool.find(block_hash)
+            if block_id is not None:
+                shared.append(block_id)
+            elif block_hash not in self.host:
+                break
+            blocks.append(block_id)
+        return blocks
+
     def _find_tail(self, request: Request, num_full: int, first: int, last: int) -> Tail | None:
         """A block to copy that begins with some of the tokens [first, last), behind the first `num_full` blocks."""
         chain = request.hashes.chain
@@ -468,10 +492,9 @@ class Lane:
         self.step_time.observe(flight.num_decoding, flight.num_tokens - flight.num_decoding, forward_ns / 1e9)
 
     def _append(self, rows: Indices, token_ids: TokenIds) -> list[tuple[Request, End]]:
-        num_tokens, are_last = self.rows.append(rows, token_ids)
-        full = (num_tokens & (WINDOW - 1)) == 0
-        if full.any():
-            for row in rows[full].tolist():
+        num_tokens, are_last, are_full = self.rows.append(rows, token_ids)
+        if are_full.any():
+            for row in rows[are_full].tolist():
                 self.rows.flush(row)
                 self._unsettled.append(row)
         suspects = are_last | (self._num_stopped_by[token_ids] > 0)
@@ -484,27 +507,34 @@ class Lane:
                     ended.append((request, end))
         return ended
 
-    def _remember(self, row: int, request: Request) -> None:
+    def _remember_new(self, row: int, request: Request) -> None:
         """What is full can be found from now on; where an equal can be found already, the row goes on with that."""
         rows = self.rows
-        first = rows.num_remembered_blocks[row]
-        # A step in flight may compute a token that comes after the request's end.
+        first, table = rows.num_remembered_blocks[row], rows.block_ids[row]
         num_full = min(int(rows.num_computed[row]), len(request.token_ids)) // self.spec.block_size
-        if num_full <= first:
-            return
+        if num_full > first:
+            equals = self._remember(request, table, first, num_full)
+            if row not in self._retired:
+                for position, block_id in equals:
+                    self._replace(row, position, block_id)
+            self.pool.unexpect(request.hashes.chain[first : min(num_full, rows.num_expected_blocks[row])], row)
+            rows.num_remembered_blocks[row] = num_full
+
+    def _remember(self, request: Request, table: list[int], first: int, last: int) -> list[tuple[int, int]]:
+        """Blocks [first, last) of a table can be found from now on, but for those returned: (position, block) of each
+        whose equal can be found already."""
         request.hashes.extend(request.token_ids)
-        chain, table = request.hashes.chain, rows.block_ids[row]
+        chain, remember = request.hashes.chain, self.pool.remember
+        equals: list[tuple[int, int]] = []
         untold = first
-        for position in range(first, num_full):
-            known = self.pool.remember(table[position], chain[position])
+        for position in range(first, last):
+            known = remember(table[position], chain[position])
             if known != table[position]:
+                equals.append((position, known))
                 self._tell_stored(request, untold, position)
                 untold = position + 1
-                if rows.live[row] and row not in self._retired:
-                    self._replace(row, position, known)
-        self._tell_stored(request, untold, num_full)
-        self.pool.unexpect(chain[first : min(num_full, rows.num_expected_blocks[row])])
-        rows.num_remembered_blocks[row] = num_full
+        self._tell_stored(request, untold, last)
+        return equals
 
     def _tell_stored(self, request: Request, first: int, last: int) -> None:
         """Blocks [first, last) of a request can be found from now on."""
@@ -514,19 +544,18 @@ class Lane:
             tokens = request.token_ids[first * block_size : last * block_size]
             self._kv_events.stored(chain[first:last], parent, tokens)
 
-    def _remember_tail(self, row: int, request: Request) -> None:
-        num_computed = min(int(self.rows.num_computed[row]), len(request.token_ids))
+    def _remember_tail(self, request: Request, table: list[int], num_computed: int) -> None:
+        """The block behind the full ones can be copied from now on. num_computed: tokens, all of them known"""
         position, rest = divmod(num_computed, self.spec.block_size)
-        if rest and self.rows.num_remembered_blocks[row] == position:
+        if rest:
             parent = request.hashes.chain[position - 1] if position else request.hashes.root
-            tokens = request.token_ids[num_computed - rest : num_computed]
-            self.pool.remember_tail(self.rows.block_ids[row][position], parent, tokens)
+            self.pool.remember_tail(table[position], parent, request.token_ids[num_computed - rest : num_computed])
 
     def _replace(self, row: int, position: int, block_id: int) -> None:
         table = self.rows.block_ids[row]
         self.pool.share([block_id])
         if self.flights:
-            self.flights[-1].leaving_blocks.append(table[position])
+            self.flights[-1].replaced_blocks.append(table[position])
         else:
             self.pool.release([table[position]])
         table[position] = block_id
@@ -544,10 +573,25 @@ class Lane:
             self.offloads.append((block_id, slot))
             self._counters.offloaded_blocks += 1
 
-    def _release(self, row: int) -> None:
-        self.pool.release(self.rows.block_ids[row])
-        self.rows.block_ids[row] = []
-        heappush(self._free_rows, row)
+    def _depart(self, departed: Departed) -> None:
+        """No step in flight runs the row any more."""
+        heappush(self._free_rows, departed.row)
+        self._departed.append(departed)
+
+    def _free(self, departed: Departed) -> None:
+        """What was computed can be found, and nobody holds it."""
+        request, table = departed.request, departed.block_ids
+        if self._enable_prefix_caching:
+            num_full = departed.num_computed // self.spec.block_size
+            self._remember(request, table, departed.num_remembered_blocks, num_full)
+            self._remember_tail(request, table, departed.num_computed)
+            if departed.is_preempted and self.host is not None and self.spec.swap_only:
+                for block_id, block_hash in zip(table[:num_full], request.hashes.chain, strict=False):
+                    self._offload(block_id, block_hash)
+        self.pool.release(table)
+        self.origins.let_go(request.key.origin)
+        for token_id in request.sampling.stop_token_ids:
+            self._num_stopped_by[token_id] -= 1
 
     def _rank_of_row(self, row: int) -> tuple[float, ...]:
         request = self.rows.requests[row]

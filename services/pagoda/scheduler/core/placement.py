@@ -28,7 +28,8 @@ class Candidate:
         num_tokens = len(request.token_ids)
         num_new_blocks = self.lane.num_blocks_for(num_tokens) - len(prefix.shared)
         if num_new_blocks > self.lane.pool.num_available_besides(prefix.shared) - self.num_reserved_blocks:
-            return None
+            # Those who have left may have left enough.
+            return self.offer(request) if self.lane.free_departed() else None
         num_uncached = num_tokens - prefix.num_tokens
         # When another row is computing most of what is left, the two would do the same work side by side.
         is_worth_waiting = 2 * prefix.num_expected_tokens >= num_uncached

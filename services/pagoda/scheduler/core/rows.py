@@ -27,6 +27,8 @@ TokenIds: TypeAlias = NDArray[np.uint32]
 
 # New tokens are gathered in a window per row, and go to their request when it is full. A power of two.
 WINDOW = 128
+# The windows of different rows are full in different steps, however alike the requests are. Odd.
+_SHIFT = 37
 
 
 class Rows:
@@ -61,6 +63,7 @@ class Rows:
         self._block_size = block_size
         self._window: TokenIds = np.zeros(max_num_seqs * WINDOW, np.uint32)
         self._window_starts: Indices = np.arange(max_num_seqs, dtype=np.intp) * WINDOW
+        self._shifts: Counts = (np.arange(max_num_seqs) * _SHIFT % WINDOW).astype(np.int32)
 
     def start(self, row: int, request: Request, block_ids: list[int], num_computed: int) -> None:
         """`request` takes a free row."""
@@ -74,15 +77,17 @@ class Rows:
         self.requests[row] = request
         self.block_ids[row] = block_ids
 
-    def append(self, rows: Indices, token_ids: TokenIds) -> tuple[Counts, Bools]:
-        """New tokens of `rows`, parallel; returns how many tokens each row has now, and whether it may have no more."""
+    def append(self, rows: Indices, token_ids: TokenIds) -> tuple[Counts, Bools, Bools]:
+        """New tokens of `rows`, parallel. Returns how many tokens each row has now, whether it may have no more, and
+        whether it must be flushed before its next token."""
         # Rows in use are mostly the first ones: slices are several times faster than lists of indices.
         which = slice(0, len(rows)) if rows[-1] == len(rows) - 1 else rows
         num_tokens = self.num_tokens[which]
-        self._window[self._window_starts[which] + (num_tokens & (WINDOW - 1))] = token_ids
+        places = (num_tokens + self._shifts[which]) & (WINDOW - 1)
+        self._window[self._window_starts[which] + places] = token_ids
         num_tokens = num_tokens + 1
         self.num_tokens[which] = num_tokens
-        return num_tokens, num_tokens >= self.limit[which]
+        return num_tokens, num_tokens >= self.limit[which], places == WINDOW - 1
 
     def flush(self, row: int) -> None:
         """The request gets the tokens that it lacks."""
@@ -91,5 +96,5 @@ class Rows:
         first, last = len(request.token_ids), int(self.num_tokens[row])
         if first < last:
             # The window is flushed whenever it is full, so that what is missing is in one piece.
-            start = row * WINDOW + first % WINDOW
+            start = row * WINDOW + (first + int(self._shifts[row])) % WINDOW
             request.token_ids.frombytes(self._window[start : start + last - first].tobytes())

@@ -37,6 +37,9 @@ from pagoda.scheduler.core.validation import check_fits, check_parameters
 # A request that was running on this many executors when they died may be what killed them.
 MAX_LANES_LOST = 3
 
+# Steps that may be made before `settle` is called; then the next step calls it itself.
+MOST_UNSETTLED_STEPS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class CoreOptions:
@@ -103,6 +106,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._without_lanes_since = 0.0
         self._block_size = 0
+        self._num_unsettled_steps = 0
 
     @property
     def num_running(self) -> int:
@@ -227,14 +231,17 @@ class Scheduler:
 
     def step(self, now: float) -> list[tuple[str, StepPlan]]:
         """The next plan of every lane that is free to take one and has something to do."""
-        self.settle()
+        if self._num_unsettled_steps == MOST_UNSETTLED_STEPS:
+            self.settle()
+        self._num_unsettled_steps += 1
         self._expire(now)
         drafts = self._draft()
         self._admit(drafts)
         return [(lane_id, plan) for lane_id, draft in drafts.items() if (plan := draft.finish(now))]
 
     def settle(self) -> None:
-        """Bookkeeping that can wait until the plans are on their way."""
+        """Bookkeeping that can wait until the plans are on their way; `step` does it when nobody else has."""
+        self._num_unsettled_steps = 0
         for lane in self.lanes.values():
             lane.settle()
 
