@@ -96,9 +96,12 @@ class Cell:
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 
-    def submit(self, requests: Sequence[TokenRequest]) -> TokenStream:
-        """The requests as one stream of arrivals; they start when its block is entered."""
-        return TokenStream(requests, self)
+    def submit(self, requests: Sequence[TokenRequest], deadline: float | None = None) -> TokenStream:
+        """The requests as one stream of arrivals; they start when its block is entered.
+
+        deadline: on the clock of `time.perf_counter`; those that have not ended by then fail
+        """
+        return TokenStream(requests, self, deadline)
 
     def check_ready(self) -> None:
         """Raises UnavailableError while the cell cannot take requests."""

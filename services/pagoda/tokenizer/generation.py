@@ -39,8 +39,10 @@ class GenerationRequest:
     sampling: max_tokens and seed may be absent
     n: completions per prompt
     stop, include_stop: texts that end a completion, and whether they stay in it
+    client_id: whose it is, for fair shares
     num_bytes: about how large the prompts are
     arrived_at: when the client's request came, on the clock of `time.perf_counter`
+    deadline: on the same clock; what has not ended by then fails with DeadlineExceededError
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class GenerationRequest:
     client_id: str = ""
     num_bytes: int = 0
     arrived_at: float = field(default_factory=time.perf_counter)
+    deadline: float | None = None
 
 
 class Engine:
@@ -87,7 +90,7 @@ class Engine:
         with self._admit(len(request.prompts) * request.n):
             prompts = await self.encoder.encode(request.prompts, request.num_bytes, self.max_model_len)
             token_requests = [each for prompt in prompts for each in self._token_requests(request, prompt)]
-            async with self.cell.submit(token_requests) as stream:
+            async with self.cell.submit(token_requests, request.deadline) as stream:
                 generation = Generation(request, prompts, stream, self)
                 try:
                     yield generation

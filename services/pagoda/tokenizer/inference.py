@@ -68,6 +68,7 @@ def _to_domain(request: pb.GenerateRequest, caller: Caller) -> GenerationRequest
         client_id=caller.client_id,
         num_bytes=request.ByteSize(),
         arrived_at=caller.arrived_at,
+        deadline=caller.deadline(),
     )
 
 

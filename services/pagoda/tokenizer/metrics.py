@@ -1,4 +1,4 @@
-"""What /metrics shows, under vLLM's names where the meaning is the same.
+"""What /metrics shows, under vLLM's names where the meaning is the same, else under `pagoda:` ones.
 
 Times are measured in this process, from the arrival of the client's request. The scheduler's gauges and counters
 are read by a `Scheduler.GetState` call at each scrape, and are absent while it is away.
@@ -159,21 +159,36 @@ class _SchedulerCollector(Collector):
         num_running = sum(lane.num_running for lane in state.lanes)
         num_blocks = sum(lane.kv_layout.num_blocks for lane in state.lanes)
         num_referenced = sum(lane.num_referenced_blocks for lane in state.lanes)
+        num_host_blocks = sum(lane.num_host_blocks for lane in state.lanes)
+        num_used_host_blocks = sum(lane.num_used_host_blocks for lane in state.lanes)
         gauges = (
-            ("num_requests_running", "Requests in executors' batches.", num_running),
-            ("num_requests_waiting", "Requests in the scheduler's queue.", state.num_waiting),
-            ("kv_cache_usage_perc", "Share of KV blocks in use, 1 is all.", num_referenced / max(num_blocks, 1)),
+            ("vllm:num_requests_running", "Requests in executors' batches.", num_running),
+            ("vllm:num_requests_waiting", "Requests in the scheduler's queue.", state.num_waiting),
+            ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is all.", num_referenced / max(num_blocks, 1)),
+            (
+                "vllm:cpu_cache_usage_perc",
+                "Share of the KV blocks of host memory in use, 1 is all.",
+                num_used_host_blocks / max(num_host_blocks, 1),
+            ),
+            ("pagoda:oldest_waiting_seconds", "Time since the oldest waiting request came.", state.oldest_waiting_s),
         )
         for name, text, value in gauges:
-            gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=[_LABEL])
+            gauge = GaugeMetricFamily(name, text, labels=[_LABEL])
             gauge.add_metric([self._model_name], value)
             yield gauge
         counters = (
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", state.prefix_cache_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", state.prefix_cache_hits),
-            ("num_preemptions", "Requests that lost their blocks to others.", state.preemptions),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", state.prefix_cache_queries),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", state.prefix_cache_hits),
+            ("vllm:num_preemptions", "Requests that lost their blocks to others.", state.preemptions),
+            ("pagoda:requests_rejected", "Requests refused, as by a full queue.", state.requests_rejected),
+            ("pagoda:requests_expired", "Requests whose time was up before they were done.", state.requests_expired),
+            ("pagoda:requests_recovered", "Requests taken back from executors that were lost.", state.recoveries),
+            ("pagoda:offloaded_blocks", "KV blocks copied to host memory.", state.offloaded_blocks),
+            ("pagoda:loaded_blocks", "KV blocks copied back from host memory.", state.loaded_blocks),
+            ("pagoda:merged_blocks", "KV blocks given back for others of the same content.", state.merged_blocks),
+            ("pagoda:copied_blocks", "Partly filled KV blocks in whose copy requests went on.", state.copied_blocks),
         )
         for name, text, value in counters:
-            counter = CounterMetricFamily(f"vllm:{name}", text, labels=[_LABEL])
+            counter = CounterMetricFamily(name, text, labels=[_LABEL])
             counter.add_metric([self._model_name], value)
             yield counter

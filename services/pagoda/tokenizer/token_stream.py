@@ -8,15 +8,19 @@ another scheduler; its bound is the request's max_tokens.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
-from pagoda.errors import PagodaError
+from pagoda.errors import DeadlineExceededError, PagodaError
 from pagoda.rpc.arrays import pack_u32
 from pagoda.v1.common_pb2 import SamplingParams
 from pagoda.v1.step_pb2 import FinishedRequest, NewRequest
+
+# The scheduler ends what is late. If it is away, or slow to notice, that is done here, this much later.
+_GRACE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class CellRequest:
             priority=request.priority,
             cache_salt=request.cache_salt,
             client_id=request.client_id,
+            timeout_s=self.stream.seconds_left(),
         )
 
     def admitted(self, num_cached_tokens: int) -> None:
@@ -117,9 +122,12 @@ class TokenStream:
     Ends when every request has ended; raises PagodaError when one of them failed, after what had come before.
     """
 
-    def __init__(self, requests: Sequence[TokenRequest], cell: Requests) -> None:
+    def __init__(self, requests: Sequence[TokenRequest], cell: Requests, deadline: float | None = None) -> None:
+        """deadline: of all requests, on the clock of `time.perf_counter`; None: they take as long as they take"""
         self._requests = requests
         self._cell = cell
+        self._deadline = deadline
+        self._timer: asyncio.TimerHandle | None = None
         self._entries: list[CellRequest] = []
         self._index: dict[int, int] = {}
         self._changed: dict[int, CellRequest] = {}
@@ -129,13 +137,21 @@ class TokenStream:
     async def __aenter__(self) -> Self:
         self._entries = [self._cell.start(request, self) for request in self._requests]
         self._index = {entry.key: index for index, entry in enumerate(self._entries)}
+        if (seconds_left := self.seconds_left()) is not None:
+            self._timer = asyncio.get_running_loop().call_later(seconds_left + _GRACE_S, self._expire)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for index in list(self._index.values()):
             self.abort(index)
+
+    def seconds_left(self) -> float | None:
+        """Until the deadline; None without one."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.perf_counter())
 
     def abort(self, index: int) -> None:
         """Ends one request for good: nothing more comes for it. No-op if it has ended."""
@@ -176,6 +192,10 @@ class TokenStream:
         """One of the requests failed, and with it the stream."""
         self._error = self._error or error
         self._wake()
+
+    def _expire(self) -> None:
+        if any(self._entries[index].finished is None for index in self._index.values()):
+            self.fail(DeadlineExceededError("the request was not done within its time limit"))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -91,6 +91,20 @@ def test_options_reach_their_service(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gateway_url(options) == "http://127.0.0.1:8000"
 
 
+def test_how_requests_are_scheduled_is_the_schedulers_matter() -> None:
+    given: dict[str, Any] = {
+        "scheduling_policy": "fair",
+        "client_weights": "alice=2,bob=0.5",
+        "inter_token_target_ms": 25.0,
+        "max_plans_in_flight": 1,
+        "kv_events_endpoint": "tcp://127.0.0.1:5557",
+    }
+    scheduler = options_of(services_of(ServeOptions(**given))["scheduler"])
+    assert {name: getattr(scheduler, name) for name in given} == given
+    scheduler = options_of(services_of(ServeOptions(scheduling_policy="fcfs", tie_window_s=0.2))["scheduler"])
+    assert (scheduler.scheduling_policy, scheduler.tie_window_s) == ("fcfs", 0.2)
+
+
 def test_keys_are_in_no_command_line() -> None:
     services = services_of(ServeOptions(api_key=("sk-1", "sk-2")))
     assert not any("sk-1" in " ".join(each.command) for each in services.values())
@@ -116,6 +130,13 @@ def test_executors_share_the_cores() -> None:
         ({"swap_space": -1.0}, "--swap-space is -1.0"),
         ({"kv_offloading_size": float("nan")}, "--kv-offloading-size is nan"),
         ({"run_dir": Path("/" + "x" * 100)}, "too long"),
+        ({"scheduling_policy": "lottery"}, "policy must be one of fcfs, priority, fair"),
+        ({"client_weights": "alice=2"}, "weights are for the policy fair"),
+        ({"scheduling_policy": "fair", "tie_window_s": 1.0}, "tie_window_s is for"),
+        ({"max_plans_in_flight": -1}, "max_plans_in_flight must not be negative"),
+        ({"inter_token_target_ms": float("nan")}, "inter_token_target_ms must not be negative"),
+        ({"kv_events_endpoint": "tcp://0.0.0.0:5557"}, "open to other hosts"),
+        ({"kv_events_endpoint": "ipc:///run/kv", "enable_prefix_caching": False}, "needs enable_prefix_caching"),
     ],
 )
 def test_wrong_options_are_found_before_anything_starts(fields: dict[str, Any], message: str) -> None:

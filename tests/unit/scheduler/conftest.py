@@ -49,7 +49,7 @@ class Cell:
     """Drives the core as the engine does: plans travel to executors, results come back when the test says so."""
 
     def __init__(self, **options: Any) -> None:
-        core_options = CoreOptions(**({"max_plans_in_flight": 1} | options))
+        core_options = CoreOptions(**({"max_plans_in_flight": 1, "blocks_ahead": 0} | options))
         # Every check of the core then also finds blocks that were not told of.
         self.core = Scheduler(core_options, KvEvents() if core_options.enable_prefix_caching else None)
         self.now = 100.0
@@ -94,13 +94,14 @@ class Cell:
         self._collect()
         return request
 
-    def plan(self) -> dict[str, StepPlan]:
+    def plan(self, *, settles: bool = True) -> dict[str, StepPlan]:
         """One step of the core; the executors work on what it plans at once, and keep their answers."""
         plans = dict(self.core.step(self.now))
         for name, plan in plans.items():
             self.in_flight[name].append((plan, self.executors[name].run(plan)))
             self.work[plan.step] = self.executors[name].work
-        self.core.settle()
+        if settles:
+            self.core.settle()
         self._collect()
         return plans
 

@@ -311,3 +311,29 @@ def test_two_plans_in_flight_wait_for_nobody(make_cell: Callable[..., Any]) -> N
     cell.answer()
     assert cell.ends[RequestKey("t", 1)].reason is FinishReason.LENGTH
     assert blocks(cell) == (6, 0, 2)
+
+
+def test_what_two_plans_in_flight_computed_is_shared_to_the_last_token(make_cell: Callable[..., Any]) -> None:
+    """The engine sends both before it settles."""
+    cell = make_cell(max_plans_in_flight=2)
+    cell.join()
+    for number in (1, 2):
+        cell.submit(number, tokens(7), max_tokens=8, seed=number)
+    assert cell.work[cell.plan(settles=False)["A"].step] == {0: 7}
+    assert cell.work[cell.plan()["A"].step] == {0: 1}
+    cell.answer()
+    plan = cell.plan()["A"]
+    assert cell.work[plan.step] == {0: 1, 1: 1}
+    assert (plan.started_rows[0].block_ids, plan.copies) == ((0, 3), BlockCopies((1,), (3,)))
+
+
+@pytest.mark.parametrize(("blocks_ahead", "work"), [(2, {0: 1, 1: 4}), (3, {0: 1})])
+def test_running_requests_have_blocks_ahead(
+    make_cell: Callable[..., Any], blocks_ahead: int, work: dict[int, int]
+) -> None:
+    cell = make_cell(blocks_ahead=blocks_ahead)
+    cell.join()
+    cell.submit(1, tokens(17), max_tokens=8)  # 5 of the 8 blocks
+    cell.submit(2, tokens(4, first=50), max_tokens=2)
+    assert cell.work[cell.step()["A"].step] == {0: 16}
+    assert cell.work[cell.step()["A"].step] == work

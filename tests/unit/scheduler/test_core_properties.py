@@ -73,6 +73,7 @@ class Trace:
             max_num_waiting=10_000,
             no_executor_timeout_s=1e9,
             inter_token_target_s=choices.of([0.0, 0.0, 1e-9]),
+            blocks_ahead=choices.of([0, 0, 0, 1]),
             **options,
         )
         self.requests: list[Request] = []
@@ -140,7 +141,7 @@ class Trace:
         elif kind < 46:
             cell.now += choices.below(4)
         elif kind < 72:
-            cell.plan()
+            cell.plan(settles=choices.happens(60))
         else:
             self.answer()
         cell.check()

@@ -10,7 +10,7 @@ import pytest
 from http_client import Answer, HttpClient, read_rest
 from scripted_scheduler import ScriptedScheduler
 
-from pagoda.errors import ResourceExhaustedError, UnavailableError
+from pagoda.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
 
 USER = [{"role": "user", "content": "Hi"}]
 CHAT = {"messages": USER}
@@ -59,6 +59,7 @@ CHATS: dict[str, tuple[Any, str | None, str | None]] = {
     "many stops": ({**CHAT, "stop": ["x"] * 100}, "stop", "array_above_max_length"),
     "stop token": ({**CHAT, "stop_token_ids": [-1]}, "stop_token_ids", "integer_below_min_value"),
     "priority": ({**CHAT, "priority": 2**40}, "priority", "integer_above_max_value"),
+    "a long user": ({**CHAT, "user": "x" * 257}, "user", "string_above_max_length"),
     "stream_options alone": ({**CHAT, "stream_options": {}}, "stream_options", None),
     "template variables": (
         {**CHAT, "chat_template_kwargs": {"messages": []}},
@@ -217,6 +218,24 @@ async def test_a_full_queue_at_the_scheduler(client: HttpClient, scheduler: Scri
         answer = await client.chat({**CHAT, "stream": stream})
         check(answer, 429, None, "rate_limit_exceeded", "rate_limit_error")
         assert answer.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize("timeout_ms", ["", "0", "-5", "1.5", "soon", "9" * 10, "9" * 5000])
+async def test_a_timeout_that_is_none(client: HttpClient, scheduler: ScriptedScheduler, timeout_ms: str) -> None:
+    for answer in (
+        await client.chat(CHAT, x_request_timeout_ms=timeout_ms),
+        await client.completion({"prompt": "a", "stream": True}, x_request_timeout_ms=timeout_ms),
+    ):
+        check(answer, 400, "x-request-timeout-ms", "invalid_value")
+    assert scheduler.requests == []
+
+
+async def test_a_request_whose_time_is_up(client: HttpClient, scheduler: ScriptedScheduler) -> None:
+    scheduler.refuse = lambda request: DeadlineExceededError("it took too long")
+    for stream in (False, True):
+        answer = await client.chat({**CHAT, "stream": stream}, x_request_timeout_ms="1000")
+        check(answer, 504, None, "deadline_exceeded", "timeout_error")
+        assert "retry-after" not in answer.headers
 
 
 async def test_an_error_in_mid_stream_is_an_event(client: HttpClient, scheduler: ScriptedScheduler) -> None:

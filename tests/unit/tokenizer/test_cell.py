@@ -11,7 +11,7 @@ import pytest
 from http_client import DONE, HttpClient, parse_events, read_rest
 from scripted_scheduler import ScriptedScheduler
 
-from pagoda.errors import PagodaError, ResourceExhaustedError, UnavailableError
+from pagoda.errors import DeadlineExceededError, PagodaError, ResourceExhaustedError, UnavailableError
 from pagoda.rpc.arrays import pack_u32, unpack_u64
 from pagoda.text import TextTokenizer
 from pagoda.tokenizer.cell import Cell
@@ -211,6 +211,40 @@ async def test_requests_end_when_no_scheduler_returns(cell: Cell, scheduler: Scr
             await anext(stream)
         assert 0.9 < time.monotonic() - started < 5
     await scheduler.start(scheduler.address)
+
+
+async def test_a_scheduler_is_told_what_is_left_of_the_time(cell: Cell, scheduler: ScriptedScheduler) -> None:
+    scheduler.paused = True
+    async with cell.submit([request(1), request(2)], time.perf_counter() + 60):
+        await scheduler.until(lambda: len(scheduler.requests) == 2)
+        await restart(scheduler)
+        await scheduler.until(lambda: len(scheduler.requests) == 4)
+    first, _, *handed_over = scheduler.requests
+    assert 50 < first.timeout_s <= 60
+    assert all(50 < each.timeout_s < first.timeout_s for each in handed_over)
+
+
+async def test_time_does_not_stand_still_without_a_scheduler(cell: Cell, scheduler: ScriptedScheduler) -> None:
+    scheduler.paused = True
+    async with cell.submit([request(1)], time.perf_counter() + 0.05) as stream:
+        await scheduler.until(lambda: len(scheduler.requests) == 1)
+        await scheduler.stop()
+        with pytest.raises(DeadlineExceededError):
+            await anext(stream)
+    assert cell.num_requests == 0
+    await scheduler.start(scheduler.address)
+
+
+async def test_what_has_ended_in_time_may_be_read_later(cell: Cell, scheduler: ScriptedScheduler) -> None:
+    async with cell.submit([request(1)], time.perf_counter() - 10) as stream:
+        assert stream.seconds_left() == 0
+        async with asyncio.timeout(5):
+            while cell.num_requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        # Until the stream would have given up on the scheduler.
+        await asyncio.sleep(0.6)
+        ((arrival,),) = [batch async for batch in stream]
+    assert arrival.finished is not None
 
 
 async def test_an_end_without_tokens_is_an_end(cell: Cell, scheduler: ScriptedScheduler) -> None:

@@ -226,6 +226,23 @@ async def test_priority_client_and_salt_travel_with_the_request(
     assert (third.client_id, third.cache_salt) == ("", b"")
 
 
+async def test_without_a_key_the_user_is_whom_to_be_fair_to(client: HttpClient, scheduler: ScriptedScheduler) -> None:
+    await client.chat({**ASK, "user": "zoë"})
+    await client.chat({**ASK, "user": "zoë"}, x_client_id="key-1")
+    claimed, known = scheduler.requests
+    assert (claimed.client_id, known.client_id) == ("zoë", "key-1")
+    # Who somebody claims to be does not decide whose cached prompts they find.
+    assert claimed.cache_salt == b""
+
+
+async def test_a_timeout_travels_with_the_request(client: HttpClient, scheduler: ScriptedScheduler) -> None:
+    await client.chat({**ASK, "n": 2}, x_request_timeout_ms="60000")
+    await client.chat(ASK)
+    *timed, free = scheduler.requests
+    assert all(50 < request.timeout_s <= 60 for request in timed)
+    assert not free.HasField("timeout_s")
+
+
 async def test_a_long_conversation_is_encoded_in_a_thread(client: HttpClient) -> None:
     messages = [{"role": "user", "content": " the" * 100, "name": "x" * 5000}]
     answer = await client.chat({**ASK, "messages": messages, "max_tokens": 1})

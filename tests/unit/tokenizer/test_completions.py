@@ -32,6 +32,15 @@ async def test_choices_are_numbered_prompt_by_prompt(client: HttpClient, schedul
     assert [request.sampling.seed for request in scheduler.requests] == [5, 6, 5, 6]
 
 
+async def test_client_priority_and_timeout_travel_with_the_request(
+    client: HttpClient, scheduler: ScriptedScheduler
+) -> None:
+    await client.completion({**ASK, "prompt": "a", "priority": 5, "user": "ann"}, x_request_timeout_ms="60000")
+    (request,) = scheduler.requests
+    assert (request.client_id, request.priority) == ("ann", 5)
+    assert 50 < request.timeout_s <= 60
+
+
 async def test_prompts_without_a_seed_draw_differently(client: HttpClient, scheduler: ScriptedScheduler) -> None:
     await client.completion({**ASK, "prompt": ["a", "a"]})
     assert len({request.sampling.seed for request in scheduler.requests}) == 2

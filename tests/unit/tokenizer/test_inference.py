@@ -10,7 +10,7 @@ import pytest
 from http_client import HttpClient
 from scripted_scheduler import ScriptedScheduler, prompt_of
 
-from pagoda.errors import Code
+from pagoda.errors import Code, DeadlineExceededError
 from pagoda.rpc.status import from_rpc_error
 from pagoda.text import TextTokenizer
 from pagoda.v1 import inference_pb2 as pb
@@ -87,6 +87,37 @@ async def test_an_unknown_model(stub: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Generate(pb.GenerateRequest(model="other", text="a")).read()
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_client_priority_and_time_travel_with_the_request(stub: Any, scheduler: ScriptedScheduler) -> None:
+    identity = ("x-client-id", "key-1")
+    for timeout, metadata in (
+        (None, [identity]),
+        (60, [identity]),
+        (None, [("x-request-timeout-ms", "40000")]),
+        (20, [("x-request-timeout-ms", "40000")]),
+    ):
+        await stub.Generate(pb.GenerateRequest(text="a", priority=-2), timeout=timeout, metadata=metadata).read()
+    free, *timed = scheduler.requests
+    assert {request.priority for request in scheduler.requests} == {-2}
+    assert [request.client_id for request in scheduler.requests] == ["key-1", "key-1", "", ""]
+    assert not free.HasField("timeout_s")
+    assert [round(request.timeout_s, -1) for request in timed] == [60, 40, 20]
+
+
+async def test_a_request_whose_time_is_up(stub: Any, scheduler: ScriptedScheduler) -> None:
+    scheduler.refuse = lambda request: DeadlineExceededError("too late")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Generate(pb.GenerateRequest(text="a"), timeout=60).read()
+    error = from_rpc_error(raised.value)
+    assert (error.code, error.reason, error.message) == (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "too late")
+
+
+async def test_a_timeout_that_is_none(stub: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Generate(pb.GenerateRequest(text="a"), metadata=[("x-request-timeout-ms", "soon")]).read()
+    error = from_rpc_error(raised.value)
+    assert (error.code, error.param) == (Code.INVALID_ARGUMENT, "x-request-timeout-ms")
 
 
 @pytest.mark.parametrize("ended_by", ["cancel", "deadline"])

@@ -132,7 +132,12 @@ async def test_health_follows_the_cell(client: HttpClient, scheduler: ScriptedSc
 async def test_metrics(client: HttpClient, scheduler: ScriptedScheduler) -> None:
     scheduler.state = scheduler_pb2.SchedulerState(num_waiting=7, prefix_cache_queries=100, prefix_cache_hits=40)
     layout = common_pb2.KvLayout(num_blocks=10)
-    scheduler.state.lanes.add(num_running=2, num_referenced_blocks=5, kv_layout=layout)
+    scheduler.state.lanes.add(
+        num_running=2, num_referenced_blocks=5, kv_layout=layout, num_host_blocks=8, num_used_host_blocks=2
+    )
+    told = {"requests_rejected": 3, "requests_expired": 4, "recoveries": 5, "preemptions": 6}
+    told |= {"offloaded_blocks": 7, "loaded_blocks": 8, "merged_blocks": 9, "copied_blocks": 10}
+    scheduler.state.MergeFrom(scheduler_pb2.SchedulerState(oldest_waiting_s=1.5, **told))
     await client.chat({"messages": USER, "max_tokens": 5, "n": 2})
     values = _values((await client.metrics()).body)
     prompt_tokens = scheduler.requests[0].num_prompt_tokens
@@ -145,7 +150,14 @@ async def test_metrics(client: HttpClient, scheduler: ScriptedScheduler) -> None
     assert (values["vllm:num_requests_running"], values["vllm:num_requests_waiting"]) == (2, 7)
     assert values["vllm:kv_cache_usage_perc"] == 0.5
     assert (values["vllm:prefix_cache_queries_total"], values["vllm:prefix_cache_hits_total"]) == (100, 40)
-    assert values["vllm:num_preemptions_total"] == 0
+    assert values["vllm:num_preemptions_total"] == 6
+    assert values["vllm:cpu_cache_usage_perc"] == 0.25
+    assert values["pagoda:oldest_waiting_seconds"] == 1.5
+    assert values["pagoda:requests_recovered_total"] == 5
+    for name in ("requests_rejected", "requests_expired"):
+        assert values[f"pagoda:{name}_total"] == told[name]
+    for name in ("offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks"):
+        assert values[f"pagoda:{name}_total"] == told[name]
     await scheduler.stop()
     absent = _values((await client.metrics()).body)
     assert "vllm:num_requests_running" not in absent

@@ -380,7 +380,7 @@ class Lane:
             for row in unsettled:
                 if request := self.rows.requests[row]:
                     self._remember_new(row, request)
-                    if self.rows.num_computed[row] == len(request.token_ids):
+                    if self.rows.num_computed[row] >= len(request.token_ids):
                         self._remember_tail(request, self.rows.block_ids[row], len(request.token_ids))
 
     def forget_row(self, row: int) -> Request:

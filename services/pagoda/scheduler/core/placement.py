@@ -13,10 +13,11 @@ from pagoda.scheduler.core.request import Request
 class Candidate:
     """A lane that might take requests in this step: at once into its draft, or, while it is busy, soon."""
 
-    def __init__(self, lane: Lane, draft: Draft | None) -> None:
+    def __init__(self, lane: Lane, draft: Draft | None, blocks_ahead: int) -> None:
+        """blocks_ahead: that stay free for each request that runs"""
         self.lane = lane
         self.num_free_rows = lane.num_free_rows
-        self.num_reserved_blocks = 0
+        self.num_reserved_blocks = blocks_ahead * lane.num_running
         self.num_queued_tokens = lane.num_decoding + sum(lane.num_uncomputed_tokens(row) for row in lane.prompts)
         self._draft = draft
 

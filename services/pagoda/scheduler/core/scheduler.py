@@ -56,6 +56,10 @@ class CoreOptions:
     """Per lane; 0 = two while its steps are short, else one."""
     inter_token_target_s: float = 0.0
     """Prompts get no more tokens per step than make it last so long; 0 = no target."""
+    blocks_ahead: int = 2
+    """Blocks left to each running request when another one is admitted: it will soon need them, and would otherwise
+    preempt the newcomer after its prompt was computed. 2 was found by simulation: fewer preempt more often, more leave
+    memory unused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +275,9 @@ class Scheduler:
         """Waiting requests take what is left, in order, up to the first that fits nowhere."""
         if not drafts or not self.waiting:
             return
-        candidates = [Candidate(lane, drafts.get(lane_id)) for lane_id, lane in self.lanes.items()]
+        candidates = [
+            Candidate(lane, drafts.get(lane_id), self.options.blocks_ahead) for lane_id, lane in self.lanes.items()
+        ]
         for request in self.waiting:
             offer = choose(request, candidates)
             if offer is None:

@@ -92,7 +92,7 @@ def to_generation(
         )
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     limits.check_stop(stop)
-    for name in ("cache_salt", "request_id"):
+    for name in ("cache_salt", "request_id", "user"):
         limits.check_length(name, getattr(request, name) or "", 0, limits.MAX_LABEL_CHARS)
     priority = request.priority or 0
     limits.check_integer("priority", priority, -(2**31))
@@ -106,9 +106,11 @@ def to_generation(
         skip_special_tokens=request.skip_special_tokens is not False,
         priority=priority,
         cache_salt=caller.cache_salt(request.cache_salt or ""),
-        client_id=caller.client_id,
+        # Without keys, clients are who they say they are: good enough to share fairly, not to keep caches apart.
+        client_id=caller.client_id or request.user or "",
         num_bytes=num_bytes,
         arrived_at=caller.arrived_at,
+        deadline=caller.deadline(),
     )
 
 

@@ -106,6 +106,8 @@ class FakeExecutor(Peer):
         self.simulated = SimulatedExecutor(codec.decode_lane(message))
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.pause_at = 0
+        """The plan, counted from 1, at which it pauses by itself."""
         self.plans: list[StepPlan] = []
         self.working = asyncio.create_task(self._work())
 
@@ -114,6 +116,8 @@ class FakeExecutor(Peer):
         while True:
             self.plans.append(decode_plan(await self.socket.recv()))
             result = self.simulated.run(self.plans[-1])
+            if len(self.plans) == self.pause_at:
+                self.may_answer.clear()
             await self.may_answer.wait()
             answer = step_pb2.StepResult(
                 step=result.step, rows=pack_u32(result.rows), token_ids=pack_u32(result.token_ids), forward_ns=1000

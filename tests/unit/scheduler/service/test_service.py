@@ -96,6 +96,22 @@ async def test_generate_without_a_seed_draws_one(service: Any) -> None:
     assert answers[0] != answers[1]
 
 
+async def test_generate_ends_when_its_time_is_up(service: Any) -> None:
+    executor = await service.executor()
+    executor.may_answer.clear()
+    request = generate_request(max_tokens=50)
+    request.client_id, request.timeout_s = "alice", 0.05
+    call = service.stub.Generate(request)
+    await service.until(lambda: service.engine.core.requests)
+    assert [each.client_id for each in service.engine.core.requests.values()] == ["alice"]
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    assert from_rpc_error(raised.value).code == Code.DEADLINE_EXCEEDED
+    executor.may_answer.set()
+    await service.until(lambda: not lane_of(service, executor).pool.num_referenced)
+    assert (await service.state()).requests_expired == 1
+
+
 async def test_cancelling_generate_frees_its_blocks(service: Any) -> None:
     executor = await service.executor()
     call = service.stub.Generate(generate_request(max_tokens=50, ignore_eos=True))

@@ -72,10 +72,14 @@ async def test_a_lane_at_work(service: Any, request_of: Any) -> None:
     executor = await service.executor("one", max_num_batched_tokens=12)
     tokenizer = await service.tokenizer()
     # Both begin with the same two blocks; the second goes on with a prompt that takes more than one step.
+    executor.pause_at = 8
     await tokenizer.send(request_of(1, PROMPT, max_tokens=40, ignore_eos=True))
-    await tokenizer.until(lambda: len(tokenizer.tokens[1]) >= 5)
-    executor.may_answer.clear()
+    await service.until(lambda: len(executor.plans) == 8)
     await tokenizer.send(request_of(2, PROMPT + list(range(100, 132)), max_tokens=4, ignore_eos=True))
+    await service.until(lambda: len(service.engine.core.requests) == 2)
+    executor.pause_at = 9
+    executor.may_answer.set()
+    await service.until(lambda: len(executor.plans) == 9)
     flights = service.engine.core.lanes[executor.session.session_id].flights
     await service.until(lambda: len(flights) == 2 and not service.engine.core.waiting)
 
