@@ -393,6 +393,7 @@ async def test_drain_lets_requests_end_and_refuses_new_ones(service: Any, reques
     assert not drained.done()
     executor.may_answer.set()
     await drained
+    await tokenizer.until(lambda: 1 in tokenizer.finished)
     assert tokenizer.finished[1].reason == LENGTH
     assert (await service.state()).draining
 
