@@ -29,20 +29,14 @@ class Tail(NamedTuple):
     token_ids: array[int]
 
 
-class Evicted(NamedTuple):
-    """A block that was handed out although its content could still be found."""
-
-    block_id: int
-    block_hash: bytes
-
-
 class BlockPool:
     """num_free + num_referenced + num_cached == num_blocks, always."""
 
     def __init__(self, num_blocks: int, *, enable_prefix_caching: bool = True) -> None:
         self.num_blocks = num_blocks
-        self.evicted: list[Evicted] = []
-        """Full blocks that `allocate` took out of the cache; the caller empties it."""
+        self.evicted: list[tuple[int, bytes]] = []
+        """Full blocks that could still be found when `allocate` or `make_room` took them, and their hashes; the caller
+        empties it."""
         self._enable_prefix_caching = enable_prefix_caching
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
@@ -149,12 +143,18 @@ class BlockPool:
         block_ids = free[len(free) - num_free :]
         del free[len(free) - num_free :]
         block_ids.reverse()
-        for _ in range(count - num_free):
-            block_ids.append(self._evict())
+        if num_free < count:
+            block_ids += self._evict(count - num_free)
         ref_counts = self._ref_counts
         for block_id in block_ids:
             ref_counts[block_id] = 1
         return block_ids
+
+    def make_room(self, count: int) -> None:
+        """Evicts until `count` blocks are free, or none is cached."""
+        missing = min(count - len(self._free), len(self._cached))
+        if missing > 0:
+            self._free += reversed(self._evict(missing))
 
     def release(self, block_ids: Sequence[int]) -> None:
         """Drops one reference on each block of a block table.
@@ -247,12 +247,16 @@ class BlockPool:
             del self._cached[block_id]
             self._free.append(block_id)
 
-    def _evict(self) -> int:
-        block_id, _ = self._cached.popitem(last=False)
-        if parent := self._tail_parents.pop(block_id, None):
-            del self._tails[parent]
-        if block_hash := self._hashes[block_id]:
-            del self._block_by_hash[block_hash]
-            self._hashes[block_id] = None
-            self.evicted.append(Evicted(block_id, block_hash))
-        return block_id
+    def _evict(self, count: int) -> list[int]:
+        """Takes the least recently used blocks out of the cache; nothing in them can be found any more."""
+        hashes, block_by_hash, tail_parents, evicted = self._hashes, self._block_by_hash, self._tail_parents, self.evicted
+        pop = self._cached.popitem
+        block_ids = [pop(False)[0] for _ in range(count)]
+        for block_id in block_ids:
+            if block_id in tail_parents:
+                del self._tails[tail_parents.pop(block_id)]
+            if (block_hash := hashes[block_id]) is not None:
+                hashes[block_id] = None
+                del block_by_hash[block_hash]
+                evicted.append((block_id, block_hash))
+        return block_ids

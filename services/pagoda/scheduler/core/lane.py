@@ -34,6 +34,8 @@ Rank = Callable[[Request], tuple[float, ...]]
 SHORT_STEP_NS = 20_000_000
 # Weight of the newest step in the average that the choice is made by.
 _STEP_WEIGHT = 0.1
+# One block in so many, at most, is evicted before it is needed.
+_MOST_EARLY = 32
 # Steps that are kept for people to look at.
 _NUM_RECENT_STEPS = 256
 
@@ -161,6 +163,8 @@ class Lane:
         # What waits for `settle`: requests whose blocks nobody writes to any more, and rows with new full blocks.
         self._departed: list[Departed] = []
         self._unsettled: list[int] = []
+        # Blocks since then.
+        self._num_allocated = 0
         # How many reasons there are to look at a row that sampled a token; most tokens stop nobody.
         self._num_stopped_by = np.zeros(spec.model.vocab_size, np.uint32)
         self._num_stopped_by[sorted(spec.model.eos_token_ids)] = 1
@@ -272,13 +276,8 @@ class Lane:
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks; what they held goes to host memory, where there is one for it."""
         block_ids = self.pool.allocate(count)
-        if evicted := self.pool.evicted:
-            if self.host is not None and not self.spec.swap_only:
-                for block_id, block_hash in evicted:
-                    self._offload(block_id, block_hash)
-            if self._kv_events is not None:
-                self._kv_events.removed([block_hash for _, block_hash in evicted])
-            evicted.clear()
+        self._num_allocated += count
+        self._settle_evicted()
         return block_ids
 
     def insert_prompt(self, row: int) -> None:
@@ -382,6 +381,10 @@ class Lane:
                     self._remember_new(row, request)
                     if self.rows.num_computed[row] >= len(request.token_ids):
                         self._remember_tail(request, self.rows.block_ids[row], len(request.token_ids))
+        # The next plan will need about as many blocks, and shall not have to look for them.
+        num_needed, self._num_allocated = self._num_allocated, 0
+        self.pool.make_room(min(num_needed, self.spec.num_blocks // _MOST_EARLY))
+        self._settle_evicted()
 
     def forget_row(self, row: int) -> Request:
         """The executor is gone: the row's request, with its tokens."""
@@ -572,6 +575,16 @@ class Lane:
                 self._kv_events.offloaded(block_hash)
             self.offloads.append((block_id, slot))
             self._counters.offloaded_blocks += 1
+
+    def _settle_evicted(self) -> None:
+        """What the pool evicted goes to host memory, where there is one for it."""
+        if evicted := self.pool.evicted:
+            if self.host is not None and not self.spec.swap_only:
+                for block_id, block_hash in evicted:
+                    self._offload(block_id, block_hash)
+            if self._kv_events is not None:
+                self._kv_events.removed([block_hash for _, block_hash in evicted])
+            evicted.clear()
 
     def _depart(self, departed: Departed) -> None:
         """No step in flight runs the row any more."""
