@@ -1,6 +1,6 @@
 """The peers of scheduler_roundtrip.py, each a process of its own: an executor that computes nothing, and a tokenizer.
 
-    python tests/bench/roundtrip_peers.py executor SCHEDULER ROWS
+    python tests/bench/roundtrip_peers.py executor SCHEDULER ROWS FORWARD_US
     python tests/bench/roundtrip_peers.py tokenizer SCHEDULER ROWS STEPS
     python tests/bench/roundtrip_peers.py bounce ENDPOINT
 
@@ -44,8 +44,8 @@ Stub = Any
 Socket = zmq.Socket[bytes]
 
 
-def run_executor(scheduler: str, num_rows: int) -> None:
-    """Answers every plan at once, until SIGTERM; prints [step, received, sent, rows that sampled] per step."""
+def run_executor(scheduler: str, num_rows: int, forward_us: int) -> None:
+    """Answers every plan after so long a forward pass, until SIGTERM; prints [step, received, sent, rows that sampled] per step."""
     registration = scheduler_pb2.ExecutorRegistration(
         name="echo",
         role=common_pb2.EXECUTOR_ROLE_MIXED,
@@ -68,11 +68,14 @@ def run_executor(scheduler: str, num_rows: int) -> None:
                 received_at = monotonic_ns()
                 plan = step_pb2.StepPlan.FromString(data)
                 rows = batch.run(plan)
+                # As busy as a real one.
+                while monotonic_ns() < received_at + 1000 * forward_us:
+                    pass
                 result = step_pb2.StepResult(
                     step=plan.step,
                     rows=pack_u32(rows),
                     token_ids=pack_u32(np.full(len(rows), plan.step, np.uint32)),
-                    forward_ns=1,
+                    forward_ns=max(1, 1000 * forward_us),
                 )
                 socket.send(step_pb2.ExecutorMessage(result=result).SerializeToString())
                 steps.append((plan.step, received_at, monotonic_ns(), len(rows)))
@@ -164,10 +167,11 @@ def main() -> None:
         role.add_argument("scheduler", help="its gRPC address")
         role.add_argument("rows", type=int)
     tokenizer.add_argument("steps", type=int)
+    executor.add_argument("forward_us", type=int)
     roles.add_parser("bounce").add_argument("endpoint")
     args = parser.parse_args()
     if args.role == "executor":
-        run_executor(args.scheduler, args.rows)
+        run_executor(args.scheduler, args.rows, args.forward_us)
     elif args.role == "tokenizer":
         run_tokenizer(args.scheduler, args.rows, args.steps)
     else:

@@ -2,8 +2,8 @@
 
     python tests/bench/scheduler_roundtrip.py
 
-A real scheduler process, an executor that answers every plan at once, and a tokenizer with one endless request per row
-(roundtrip_peers.py). Measured per step, once all rows run:
+A real scheduler process, an executor that takes --forward-us for every plan, and a tokenizer with one endless request
+per row (roundtrip_peers.py). Measured per step, once all rows run:
 
     step        from one result to the next, as the executor sends them
     executor    of that, the executor's own work
@@ -11,7 +11,10 @@ A real scheduler process, an executor that answers every plan at once, and a tok
     tokens      from the executor's result to the tokens at the tokenizer
     CPU         of the scheduler's main thread, and of its other threads (ZeroMQ, gRPC)
 
-and, as the floor under all that, the round trip of messages of the same sizes through a process that only sends them
+With a forward pass of 0, the scheduler still delivers the tokens of one step when the next result is there; with 1,000
+it does so while the executor computes, as in practice.
+
+And, as the floor under all that, the round trip of messages of the same sizes through a process that only sends them
 back. Asserts nothing about times.
 """
 
@@ -44,7 +47,7 @@ Line = dict[str, list[float]]
 Process = subprocess.Popen[str]
 
 
-def measure(transport: str, depth: int, num_rows: int, num_steps: int) -> Line:
+def measure(transport: str, depth: int, num_rows: int, num_steps: int, forward_us: int) -> Line:
     """One scheduler, from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
         listen = f"unix:{folder}/grpc"
@@ -53,7 +56,7 @@ def measure(transport: str, depth: int, num_rows: int, num_steps: int) -> Line:
             flags += [f"--{peer}-endpoint", _endpoint(transport, folder, peer)]
         with (
             _running([sys.executable, "-m", "pagoda.cli.main", "scheduler", *flags]) as scheduler,
-            _peer("executor", listen, num_rows) as executor,
+            _peer("executor", listen, num_rows, forward_us) as executor,
             _peer("tokenizer", listen, num_rows, num_steps) as tokenizer,
         ):
             _expect(tokenizer, "begin")
@@ -135,12 +138,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measure all so often; medians over the rounds are shown")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--steps", type=int, default=1000, help="timed steps of each measurement")
+    parser.add_argument("--forward-us", type=int, default=0, help="how long the executor is busy with a step")
     args = parser.parse_args()
     print(circumstances())
     cases = [(transport, depth, n) for transport in TRANSPORTS for depth in DEPTHS for n in args.rows]
-    rounds = [{case: measure(*case, args.steps) for case in cases} for _ in range(args.rounds)]
+    rounds = [{case: measure(*case, args.steps, args.forward_us) for case in cases} for _ in range(args.rounds)]
     print(f"After {args.rounds} rounds: {circumstances()}\n")
-    print(f"us per step: median (p99) of {args.steps:,} steps, of which the median over the rounds; CPU is a mean.\n")
+    print(
+        f"us per step, with a forward pass of {args.forward_us:,} us: median (p99) of {args.steps:,} steps, of which the "
+        "median over the rounds; CPU is a mean.\n"
+    )
     lines = []
     for case in cases:
         columns = [[each[case][name] for each in rounds] for name in HEADER]

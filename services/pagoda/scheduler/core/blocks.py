@@ -249,7 +249,12 @@ class BlockPool:
 
     def _evict(self, count: int) -> list[int]:
         """Takes the least recently used blocks out of the cache; nothing in them can be found any more."""
-        hashes, block_by_hash, tail_parents, evicted = self._hashes, self._block_by_hash, self._tail_parents, self.evicted
+        hashes, block_by_hash, tail_parents, evicted = (
+            self._hashes,
+            self._block_by_hash,
+            self._tail_parents,
+            self.evicted,
+        )
         pop = self._cached.popitem
         block_ids = [pop(False)[0] for _ in range(count)]
         for block_id in block_ids:
