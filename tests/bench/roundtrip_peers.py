@@ -45,7 +45,8 @@ Socket = zmq.Socket[bytes]
 
 
 def run_executor(scheduler: str, num_rows: int, forward_us: int) -> None:
-    """Answers every plan after so long a forward pass, until SIGTERM; prints [step, received, sent, rows that sampled] per step."""
+    """Answers every plan after so long a forward pass, until SIGTERM; prints [step, received, sent, rows that sampled]
+    per step."""
     registration = scheduler_pb2.ExecutorRegistration(
         name="echo",
         role=common_pb2.EXECUTOR_ROLE_MIXED,

@@ -145,8 +145,8 @@ def main() -> None:
     rounds = [{case: measure(*case, args.steps, args.forward_us) for case in cases} for _ in range(args.rounds)]
     print(f"After {args.rounds} rounds: {circumstances()}\n")
     print(
-        f"us per step, with a forward pass of {args.forward_us:,} us: median (p99) of {args.steps:,} steps, of which the "
-        "median over the rounds; CPU is a mean.\n"
+        f"us per step, with a forward pass of {args.forward_us:,} us: median (p99) of {args.steps:,} steps, of which "
+        "the median over the rounds; CPU is a mean.\n"
     )
     lines = []
     for case in cases:
