@@ -307,7 +307,8 @@ class Scheduler:
         # Who brings tokens along was accepted before, by a scheduler that is gone.
         if request.num_output_tokens == 0 and self.waiting.refuses(request):
             raise ResourceExhaustedError(
-                f"the queue is full: {len(self.waiting)} requests are waiting (max_num_waiting); try again later",
+                f"the queue is full: {len(self.waiting)} requests are waiting, and max_num_waiting is "
+                f"{self.options.max_num_waiting}; try again later",
                 reason="QUEUE_FULL",
             )
 
