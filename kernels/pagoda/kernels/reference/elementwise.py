@@ -5,6 +5,29 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, cat
 
+from pagoda.kernels.elementwise import Activation, HeadNorm, Rope
+
+
+class ReferenceElementwise:
+    """See `Elementwise`."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(x.add_(delta), weight, eps)
+
+    def norm_and_rotate(self, qkv: Tensor, num_kv_heads: int, rope: Rope, norm: HeadNorm | None) -> None:
+        qk = qkv[:, :-num_kv_heads]
+        if norm:
+            queries, keys = qk[:, :-num_kv_heads], qk[:, -num_kv_heads:]
+            queries.copy_(rms_norm(queries, norm.q_weight, norm.eps))
+            keys.copy_(rms_norm(keys, norm.k_weight, norm.eps))
+        qk.copy_(apply_rope(qk, *rope))
+
+    def activate_and_multiply(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        return silu_and_mul(gate_up) if activation == "silu" else gelu_tanh_and_mul(gate_up)
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension (https://arxiv.org/abs/1910.07467).

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pagoda.executor.models.rope import RopeConfig
-
-Activation = Literal["silu", "gelu_tanh"]
+from pagoda.kernels.elementwise import Activation
 
 
 @dataclass(frozen=True)

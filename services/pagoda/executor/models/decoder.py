@@ -17,7 +17,8 @@ from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.linear import DenseLinear, Linear
 from pagoda.executor.models.rope import rope_table
 from pagoda.kernels.attention import AttentionParams, AttentionPlan
-from pagoda.kernels.reference.elementwise import apply_rope, gelu_tanh_and_mul, rms_norm, silu_and_mul
+from pagoda.kernels.elementwise import Elementwise, HeadNorm, Rope
+from pagoda.kernels.reference.elementwise import ReferenceElementwise
 
 KvLayer = tuple[Tensor, Tensor]
 """A layer's k_cache and v_cache, each [num_blocks, block_size, K, D]."""
@@ -79,17 +80,26 @@ class DecoderWeights:
 class Decoder:
     """A decoder-only transformer over a paged KV cache."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights, max_model_len: int) -> None:
-        """max_model_len: longest sequence, in tokens; rotary tables are made for it."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        max_model_len: int,
+        elementwise: Elementwise | None = None,
+    ) -> None:
+        """max_model_len: longest sequence, in tokens; rotary tables are made for it
+        elementwise: computes what lies between matrix products; plain torch when None
+        """
         self.config = config
         self.weights = weights
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
         self._head = weights.head or DenseLinear(weights.embedding)
+        self._elementwise = elementwise or ReferenceElementwise()
         ropes = list(dict.fromkeys(layer.rope for layer in config.layers))
         self._tables = [tuple(table.to(self.device) for table in rope_table(rope, max_model_len)) for rope in ropes]
         self._layers = [
-            _Layer(config, i, layer_weights, ropes.index(config.layers[i].rope))
+            _Layer(config, i, layer_weights, ropes.index(config.layers[i].rope), self._elementwise)
             for i, layer_weights in enumerate(weights.layers)
         ]
         # Rounded to the model's dtype first, as the checkpoints were trained.
@@ -107,10 +117,15 @@ class Decoder:
         x = F.embedding(token_ids, self.weights.embedding)
         if self._embedding_scale != 1.0:
             x = x * self._embedding_scale
-        ropes = [(cos[positions], sin[positions]) for cos, sin in self._tables]
-        for layer, layer_kv in zip(self._layers, kv, strict=True):
-            x = layer.forward(x, ropes, layer_kv, plan)
-        return rms_norm(x, self.weights.norm, self.config.norm_eps)
+        ropes = [Rope(cos[positions], sin[positions]) for cos, sin in self._tables]
+        eps, first = self.config.norm_eps, self.weights.layers[0]
+        normed = self._elementwise.rms_norm(x, first.attention_norm, eps)
+        # What a layer adds is added together with the next norm.
+        next_norms = [*(layer.attention_norm for layer in self.weights.layers[1:]), self.weights.norm]
+        for layer, layer_kv, next_norm in zip(self._layers, kv, next_norms, strict=True):
+            delta = layer.forward(x, normed, ropes, layer_kv, plan)
+            normed = self._elementwise.add_rms_norm(x, delta, next_norm, eps)
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [n, C] rows of `forward`'s result; returns [n, vocab_size] float32."""
@@ -122,39 +137,43 @@ class Decoder:
 class _Layer:
     """Attention and MLP, each normed before (and, in Gemma 2 and 3, after) and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, index: int, weights: LayerWeights, rope_index: int) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, weights: LayerWeights, rope_index: int, elementwise: Elementwise
+    ) -> None:
         self._weights = weights
         self._rope_index = rope_index
         self._eps = config.norm_eps
         self._head_dim = config.head_dim
-        self._heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        self._activation = silu_and_mul if config.activation == "silu" else gelu_tanh_and_mul
+        self._num_heads = config.num_heads
+        self._num_kv_heads = config.num_kv_heads
+        self._activation = config.activation
+        self._elementwise = elementwise
         self._attention = AttentionParams(
             config.attention_scale, config.layers[index].sliding_window, config.attention_soft_cap
         )
+        self._head_norm = None
+        if weights.q_norm is not None and weights.k_norm is not None:
+            self._head_norm = HeadNorm(weights.q_norm, weights.k_norm, config.norm_eps)
 
-    def forward(self, x: Tensor, ropes: Sequence[tuple[Tensor, Tensor]], kv: KvLayer, plan: AttentionPlan) -> Tensor:
-        weights = self._weights
-        out = self._attend(rms_norm(x, weights.attention_norm, self._eps), ropes[self._rope_index], kv, plan)
+    def forward(self, x: Tensor, normed: Tensor, ropes: Sequence[Rope], kv: KvLayer, plan: AttentionPlan) -> Tensor:
+        """x: [T, C] the residual stream, to which attention is added in place; normed: its norm.
+
+        Returns what is still to be added, [T, C].
+        """
+        weights, elementwise = self._weights, self._elementwise
+        delta = self._attend(normed, ropes[self._rope_index], kv, plan)
         if weights.attention_out_norm is not None:
-            out = rms_norm(out, weights.attention_out_norm, self._eps)
-        x = x + out
-        out = weights.down(self._activation(weights.gate_up(rms_norm(x, weights.mlp_norm, self._eps))))
+            delta = elementwise.rms_norm(delta, weights.attention_out_norm, self._eps)
+        normed = elementwise.add_rms_norm(x, delta, weights.mlp_norm, self._eps)
+        delta = weights.down(elementwise.activate_and_multiply(weights.gate_up(normed), self._activation))
         if weights.mlp_out_norm is not None:
-            out = rms_norm(out, weights.mlp_out_norm, self._eps)
-        return x + out
+            delta = elementwise.rms_norm(delta, weights.mlp_out_norm, self._eps)
+        return delta
 
-    def _attend(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KvLayer, plan: AttentionPlan) -> Tensor:
+    def _attend(self, x: Tensor, rope: Rope, kv: KvLayer, plan: AttentionPlan) -> Tensor:
         weights = self._weights
-        num_heads, num_kv_heads, _ = self._heads
         qkv = weights.qkv(x).view(len(x), -1, self._head_dim)  # [T, H + 2 K, D]
-        if weights.q_norm is None or weights.k_norm is None:
-            # Queries and keys lie side by side and rotate alike.
-            q, k = torch.split(apply_rope(qkv[:, : num_heads + num_kv_heads], *rope), self._heads[:2], dim=1)
-            v = qkv[:, num_heads + num_kv_heads :]
-        else:
-            q, k, v = torch.split(qkv, self._heads, dim=1)
-            q = apply_rope(rms_norm(q, weights.q_norm, self._eps), *rope)
-            k = apply_rope(rms_norm(k, weights.k_norm, self._eps), *rope)
+        self._elementwise.norm_and_rotate(qkv, self._num_kv_heads, rope, self._head_norm)
+        q, k, v = torch.split(qkv, [self._num_heads, self._num_kv_heads, self._num_kv_heads], dim=1)
         plan.store(k, v, *kv)
         return weights.o(plan.attend(q, *kv, self._attention).flatten(1))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagoda.executor.models.config import Activation, LayerConfig, ModelConfig
+from pagoda.executor.models.config import LayerConfig, ModelConfig
 from pagoda.executor.models.json_config import JsonConfig
 from pagoda.executor.models.rope import RopeConfig, parse_rope
+from pagoda.kernels.elementwise import Activation
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
