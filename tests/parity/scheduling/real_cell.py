@@ -232,8 +232,11 @@ class RealCell:
         self.now += 0.001
         self.core.commit(name, result, self.now)
         self._collect()
-        pool = self.core.lanes[name].pool
-        self.runners[name].erase(torch.from_numpy((pool.ref_counts == 0) & ~pool.cached_mask()))
+        lane = self.core.lanes[name]
+        is_free = (lane.pool.ref_counts == 0) & ~lane.pool.cached_mask()
+        # What was evicted early is read once more, by the next plan.
+        is_free[[source for source, _ in lane.offloads]] = False
+        self.runners[name].erase(torch.from_numpy(is_free))
 
     def _collect(self) -> None:
         outputs = self.core.take_outputs()
