@@ -40,6 +40,21 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def same_option(options: type[Any], name: str, *, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field like the option `name` of `options`: the same help, choices and, unless given, default."""
+    (field,) = [each for each in dataclasses.fields(options) if each.name == name]
+    return dataclasses.field(
+        default=field.default if default is dataclasses.MISSING else default, metadata=field.metadata
+    )
+
+
+def shared_options(options: type[T], given: Any, **own: Any) -> T:
+    """An `options` of the fields that it has in common with the options `given`, and of `own`."""
+    names = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    shared = {field.name: getattr(given, field.name) for field in dataclasses.fields(given) if field.name in names}
+    return options(**(shared | own))
+
+
 def add_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
     """Adds a flag per field of `options`, and `--config`. A flag that is not given leaves room for the environment."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with options by their flag names")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pagoda.options import add_options, option, resolve_options, to_flags
+from pagoda.options import add_options, option, resolve_options, same_option, shared_options, to_flags
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,24 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_flags_reproduce_the_options() -> None:
     options = Options(model="/m", block_size=32, enable_cache=False, chat_template=Path("t.jinja"), api_key=("a", "b"))
     assert resolve(*to_flags(options)) == options
+
+
+@dataclass(frozen=True)
+class Others:
+    block_size: int = same_option(Options, "block_size")
+    dtype: str = same_option(Options, "dtype", default="float32")
+    own: int = option(1, "Nobody else has it.")
+
+
+def test_the_same_option_of_another_class() -> None:
+    ours = {field.name: field for field in dataclasses.fields(Options)}
+    others = {field.name: field for field in dataclasses.fields(Others)}
+    assert (others["block_size"].default, others["dtype"].default) == (16, "float32")
+    for name in ("block_size", "dtype"):
+        assert others[name].metadata == ours[name].metadata
+
+
+def test_options_in_common() -> None:
+    given = Others(block_size=8, own=5)
+    assert shared_options(Options, given, model="/m") == Options(model="/m", block_size=8, dtype="float32")
+    assert shared_options(Options, given, block_size=4).block_size == 4

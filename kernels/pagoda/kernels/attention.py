@@ -15,7 +15,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HostLengths:
+    """Lengths of a step's sequences in host memory, so that a plan need not wait for a device to read them."""
+
+    cu_seqlens_q: NDArray[np.int32]
+    """[num_seqs + 1]."""
+
+    seq_lens: NDArray[np.int32]
+    """[num_seqs]."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,9 @@ class AttentionBatch:
     slot_mapping: Tensor
     """[num_tokens] int64; block id * block_size + slot of each token of the batch, -1 = do not store."""
 
+    host: HostLengths | None = None
+    """The same lengths on the host, if it has them. For a backend to plan better with, never a must."""
+
 
 @dataclass(frozen=True)
 class AttentionParams:
@@ -50,6 +66,12 @@ class AttentionParams:
 
     soft_cap: float | None = None
     """Bound of the scores, as in Gemma 2 (https://arxiv.org/abs/2408.00118); None: no bound."""
+
+    k_scale: float = 1.0
+    """Of a cache in float8: a key is k_scale times what is stored."""
+
+    v_scale: float = 1.0
+    """Likewise for values."""
 
 
 class AttentionPlan(Protocol):

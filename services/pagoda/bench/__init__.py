@@ -1,1 +1,1 @@
-"""Measurements of a running server, from outside, over its OpenAI-compatible API."""
+"""Measurements: of a running server from outside, of the model in one process, of the scheduler alone."""

@@ -100,17 +100,47 @@ def _top(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     return main(options)
 
 
+# Benchmark -> what its help says, the module and name of its options, and the module that runs it.
+_BENCHMARKS = {
+    "serve": (
+        "send requests to a running server and time the answers",
+        ("pagoda.bench.serving.options", "ServeBenchOptions"),
+        "pagoda.bench.serving.command",
+    ),
+    "latency": (
+        "time one batch, in this process",
+        ("pagoda.bench.offline.options", "LatencyOptions"),
+        "pagoda.bench.offline.latency",
+    ),
+    "throughput": (
+        "run many prompts as fast as it goes, in this process",
+        ("pagoda.bench.offline.options", "ThroughputOptions"),
+        "pagoda.bench.offline.throughput",
+    ),
+    "scheduler": (
+        "run the scheduler against simulated executors",
+        ("pagoda.bench.scheduler.options", "SimulationOptions"),
+        "pagoda.bench.scheduler.command",
+    ),
+}
+
+
 def _bench(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    canary = import_module("pagoda.bench.canary")
-    canary.add_arguments(benchmarks.add_parser("canary", help="ask questions whose answers can be checked"))
-    options_type = import_module("pagoda.bench.scheduler.options").SimulationOptions
-    simulator = benchmarks.add_parser("scheduler", help="run the scheduler against simulated executors")
-    add_options(simulator, options_type)
-    args = parser.parse_args(argv)
-    if args.benchmark == "scheduler":
-        return _main("pagoda.bench.scheduler.command", _resolve(options_type, simulator, args))
-    return int(canary.main(args))
+    subparsers = parser.add_subparsers(dest="benchmark", required=True)
+    canary = subparsers.add_parser("canary", help="ask questions whose answers can be checked")
+    parsers = {name: subparsers.add_parser(name, help=text) for name, (text, _, _) in _BENCHMARKS.items()}
+    chosen = argv[0] if argv else ""
+    if chosen == "canary":
+        module = import_module("pagoda.bench.canary")
+        module.add_arguments(canary)
+        return int(module.main(parser.parse_args(argv)))
+    if chosen not in _BENCHMARKS:
+        # Help, or what is wrong.
+        parser.parse_args(argv)
+    _, (options_module, options_name), main_module = _BENCHMARKS[chosen]
+    options_type = getattr(import_module(options_module), options_name)
+    add_options(parsers[chosen], options_type)
+    return _main(main_module, _resolve(options_type, parsers[chosen], parser.parse_args(argv)))
 
 
 def _main(module: str, options: Any) -> int:
@@ -121,7 +151,7 @@ COMMANDS = {
     "serve": Command("Run the whole stack on this machine.", _serve),
     "chat": Command("Talk to a server in the terminal.", _chat),
     "top": Command("Watch a scheduler in the terminal: executors, queues, KV blocks, step times.", _top),
-    "bench": Command("Measure a server, or the scheduler against simulated executors.", _bench),
+    "bench": Command("Measure a server, the model, or the scheduler against simulated executors.", _bench),
     "gateway": Command("Run the gateway: HTTP, SSE and gRPC on one port (Envoy).", _gateway),
     "tokenizer": Command("Run a tokenizer service: text, chat templates, the OpenAI API.", _tokenizer),
     "scheduler": Command("Run a scheduler service: batches, KV blocks, requests.", _scheduler),

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pagoda.checkpoint import served_name
 from pagoda.cli.serve_options import ServeOptions
@@ -14,11 +14,9 @@ from pagoda.cli.service import Service
 from pagoda.executor.config import ExecutorOptions
 from pagoda.gateway.address import Address
 from pagoda.gateway.config import GatewayOptions
-from pagoda.options import to_flags
+from pagoda.options import shared_options, to_flags
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.tokenizer.config import TokenizerOptions
-
-T = TypeVar("T")
 
 
 def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
@@ -33,7 +31,7 @@ def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
     # Every user of the machine can read command lines; keys stand in none.
     keys = {"PAGODA_API_KEY": ",".join(options.api_key)} if options.api_key else {}
     tokenizers = _names("tokenizer", options.tokenizers)
-    gateway = _from(options, GatewayOptions, tokenizers=tuple(_socket(folder, each) for each in tokenizers))
+    gateway = shared_options(GatewayOptions, options, tokenizers=tuple(_socket(folder, each) for each in tokenizers))
     return [
         _service(
             "gateway",
@@ -65,9 +63,9 @@ def model_names(options: ServeOptions) -> tuple[str, ...]:
 
 def _tokenizer(options: ServeOptions, folder: Path, model: Path, name: str, environ: dict[str, str]) -> Service:
     listen = _socket(folder, name)
-    tokenizer = _from(
-        options,
+    tokenizer = shared_options(
         TokenizerOptions,
+        options,
         model=model,
         listen=listen,
         scheduler=_socket(folder, "scheduler"),
@@ -83,9 +81,9 @@ def _executor(options: ServeOptions, folder: Path, model: Path, name: str, envir
     if threads is None and options.executors > 1:
         # Executors that each take every core get in each other's way.
         threads = max(1, (os.cpu_count() or 1) // options.executors)
-    executor = _from(
-        options,
+    executor = shared_options(
         ExecutorOptions,
+        options,
         model=str(model),
         listen=listen,
         scheduler=_socket(folder, "scheduler"),
@@ -97,9 +95,9 @@ def _executor(options: ServeOptions, folder: Path, model: Path, name: str, envir
 
 def _scheduler(options: ServeOptions, folder: Path, environ: dict[str, str]) -> Service:
     listen = _socket(folder, "scheduler")
-    scheduler = _from(
-        options,
+    scheduler = shared_options(
         SchedulerOptions,
+        options,
         listen=listen,
         executor_endpoint=f"ipc://{folder}/executors.zmq",
         tokenizer_endpoint=f"ipc://{folder}/tokenizers.zmq",
@@ -110,14 +108,6 @@ def _scheduler(options: ServeOptions, folder: Path, environ: dict[str, str]) -> 
 def _service(kind: str, name: str, options: Any, address: str, environ: dict[str, str]) -> Service:
     command = (sys.executable, "-m", "pagoda.cli.main", kind, *to_flags(options))
     return Service(name, kind, command, address, environ)
-
-
-def _from(options: ServeOptions, target: type[T], **own: Any) -> T:
-    """Options of one service: `own`, and what has the same name in `options`."""
-    shared = {each.name for each in dataclasses.fields(target)} & {  # type: ignore[arg-type]
-        each.name for each in dataclasses.fields(options)
-    }
-    return target(**({name: getattr(options, name) for name in shared} | own))
 
 
 def _environ(options: ServeOptions) -> dict[str, str]:

@@ -26,6 +26,16 @@ class ExecutorOptions:
         "Type of weights and KV cache; auto takes the checkpoint's (on a CPU bfloat16 for float16).",
         choices=("auto", "bfloat16", "float16", "float32"),
     )
+    kernels: str = option(
+        "auto",
+        "What computes: native kernels (cpu) or torch alone (reference); auto takes the fastest that is possible.",
+        choices=("auto", "reference", "cpu"),
+    )
+    quantization: str = option(
+        "none",
+        "Rounds the weights of linear layers to 8 or 4 bits while loading; see the README for what that costs.",
+        choices=("none", "int8", "int4"),
+    )
     load_format: str = option("auto", "dummy: random weights instead of the checkpoint's.", choices=("auto", "dummy"))
     max_model_len: int | None = option(
         None, "Longest prompt + completion, in tokens; the model's own limit if not set."

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pagoda.executor.checkpoint import Checkpoint, Shape, fingerprint
+from pagoda.executor.kernels import Kernels, select_kernels
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import Decoder
 from pagoda.executor.models.families import parse_model_config
@@ -30,13 +31,22 @@ class Model:
     """A decoder and what its folder says about it."""
 
     decoder: Decoder
+    kernels: Kernels
     fingerprint: str
     eos_token_ids: tuple[int, ...]
     max_model_len: int
 
 
 def load_model(
-    folder: Path, *, device: torch.device, dtype: str = "auto", max_model_len: int | None = None, dummy: bool = False
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    dummy: bool = False,
+    block_size: int = 16,
+    kernels: str = "auto",
+    quantization: str = "none",
 ) -> Model:
     """Loads the checkpoint in `folder`.
 
@@ -44,6 +54,8 @@ def load_model(
     slowly, gets bfloat16 for it
     max_model_len: longest sequence in tokens; None: as config.json says
     dummy: random weights (the same every time) instead of the folder's, of which only config.json must exist
+    block_size: of the cache that it will run on
+    kernels, quantization: see `select_kernels`
 
     Raises ValueError, naming file, tensor and option, for what cannot be loaded.
     """
@@ -52,6 +64,9 @@ def load_model(
     config = parse_model_config(raw)
     max_model_len = _check_max_model_len(max_model_len, config)
     torch_dtype = _resolve_dtype(dtype, config, device)
+    selected = select_kernels(
+        config, device=device, dtype=torch_dtype, block_size=block_size, name=kernels, quantization=quantization
+    )
     shapes = expected_shapes(config)
     if dummy:
         read, identity = _dummy_weights(config, torch_dtype), fingerprint(raw, ["dummy"])
@@ -65,17 +80,19 @@ def load_model(
             bar.update()
             return read(name, shape)
 
-        weights = build_weights(config, read_and_count, torch_dtype, device)
+        weights = build_weights(config, read_and_count, torch_dtype, device, linear=selected.linear, head=selected.head)
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     logger.info(
-        "loaded %s, %.1f M parameters, as %s in %.2f s",
+        "loaded %s, %.1f M parameters, as %s for %s kernels in %.2f s",
         config.architecture,
         num_parameters / 1e6,
-        str(torch_dtype).removeprefix("torch."),
+        quantization if quantization != "none" else str(torch_dtype).removeprefix("torch."),
+        selected.name,
         time.perf_counter() - started,
     )
     return Model(
-        decoder=Decoder(config, weights, max_model_len),
+        decoder=Decoder(config, weights, max_model_len, selected.elementwise, selected.layers),
+        kernels=selected,
         fingerprint=identity,
         eos_token_ids=read_eos_token_ids(folder, raw),
         max_model_len=max_model_len,

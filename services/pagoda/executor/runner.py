@@ -30,7 +30,6 @@ from pagoda.executor.loader import Model, load_model
 from pagoda.executor.machine import available_bytes, usable_cores
 from pagoda.executor.sampler import sample
 from pagoda.kernels.attention import AttentionBackend, AttentionBatch
-from pagoda.kernels.reference.attention import ReferenceBackend
 from pagoda.rpc.arrays import pack_u32
 from pagoda.v1 import step_pb2
 
@@ -53,11 +52,11 @@ class Runner:
         host_memory: HostMemory | None = None,
         attention: AttentionBackend | None = None,
     ) -> None:
-        """attention: the backend; the reference one when None."""
+        """attention: the backend; the model's own when None."""
         self.model = model
         self.layout = layout
         self.host_memory = host_memory
-        self.attention = attention or ReferenceBackend()
+        self.attention = attention or model.kernels.attention
         self.steps = 0
         """Steps run since the start."""
         self._device = model.decoder.device
@@ -151,6 +150,9 @@ def load_runner(options: ExecutorOptions) -> Runner:
         dtype=options.dtype,
         max_model_len=options.max_model_len,
         dummy=options.load_format == "dummy",
+        block_size=options.block_size,
+        kernels=options.kernels,
+        quantization=options.quantization,
     )
     layout = plan_layout(
         model.decoder.config,

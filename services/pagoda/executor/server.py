@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pagoda.errors import FailedPreconditionError
 from pagoda.executor.config import ExecutorOptions
 from pagoda.executor.description import Description
+from pagoda.executor.openmp import configure_waiting
 from pagoda.executor.servicer import ExecutorServicer
 from pagoda.executor.session import stay_registered
 from pagoda.executor.step_thread import StepThread
@@ -80,9 +81,7 @@ async def _work(
 
 
 def _load(options: ExecutorOptions) -> Runner:
-    # Read when torch loads OpenMP, whose threads by default spin while they wait for each other. As soon as any other
-    # process wants one of the cores, they then burn the time that the last of them needs: steps of 300 ms instead of 4.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    configure_waiting()
     # torch takes a second to import: the port is open by then, and whoever only asks for help does not wait.
     from pagoda.executor.runner import load_runner
 

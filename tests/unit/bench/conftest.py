@@ -1,12 +1,19 @@
-"""Simulations small enough to be computed by hand."""
+"""Simulations small enough to be computed by hand, and a server to send requests to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+# The helpers of these tests (fake_openai) stand beside them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_openai import FakeOpenAI, running
 
 from pagoda.bench.scheduler.cost import CostModel
 from pagoda.bench.scheduler.options import SimulationOptions
@@ -46,3 +53,9 @@ def check(simulation: Simulation) -> None:
 @pytest.fixture
 def run_simulation() -> Callable[..., Simulation]:
     return simulate
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOpenAI]:
+    with running() as server:
+        yield server

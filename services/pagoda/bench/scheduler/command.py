@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from pagoda.bench.circumstances import circumstances
 from pagoda.bench.scheduler.options import SimulationOptions
 from pagoda.bench.scheduler.plot import write_plot
 from pagoda.bench.scheduler.report import Report, make_report
@@ -55,16 +54,8 @@ def run(options: SimulationOptions, trace: list[TraceRequest]) -> tuple[Simulati
 def _headline(options: SimulationOptions, trace: list[TraceRequest]) -> str:
     source = f"requests of {options.trace}" if options.trace else f"generated requests, seed {options.seed}"
     return (
-        f"{options.cells} x {options.executors_per_cell} x {options.preset}, {len(trace):,} {source}; "
-        f"pagoda {version('pagoda')}, Python {platform.python_version()} on {_processor()}"
+        f"{options.cells} x {options.executors_per_cell} x {options.preset}, {len(trace):,} {source}; {circumstances()}"
     )
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{len(models)} x {models[0]}" if models else platform.processor()
 
 
 def _plain(options: SimulationOptions) -> dict[str, Any]:

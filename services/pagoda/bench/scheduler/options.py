@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pagoda.bench.scheduler.cost import PRESETS, DeviceOptions
 from pagoda.bench.scheduler.plot import check_plot
@@ -13,7 +11,7 @@ from pagoda.bench.scheduler.report import Objectives
 from pagoda.bench.scheduler.simulation import Cluster
 from pagoda.bench.scheduler.workload import WorkloadOptions
 from pagoda.errors import PagodaError
-from pagoda.options import option
+from pagoda.options import option, same_option
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.core.queue import make_policy
 from pagoda.scheduler.core.scheduler import CoreOptions
@@ -45,21 +43,15 @@ class ClusterOptions:
     sample_interval_s: float = option(0.1, "Seconds between two samples of load, KV use and service.")
 
 
-def _as_served(name: str) -> Any:
-    """The option `name` of the scheduler service: the same default, help and choices."""
-    (field,) = [each for each in dataclasses.fields(SchedulerOptions) if each.name == name]
-    return dataclasses.field(default=field.default, metadata=field.metadata)
-
-
 @dataclass(frozen=True)
 class CellOptions:
-    scheduling_policy: str = _as_served("scheduling_policy")
-    client_weights: str = _as_served("client_weights")
-    tie_window_s: float = _as_served("tie_window_s")
-    max_num_waiting: int = _as_served("max_num_waiting")
-    enable_prefix_caching: bool = _as_served("enable_prefix_caching")
-    max_plans_in_flight: int = _as_served("max_plans_in_flight")
-    inter_token_target_ms: float = _as_served("inter_token_target_ms")
+    scheduling_policy: str = same_option(SchedulerOptions, "scheduling_policy")
+    client_weights: str = same_option(SchedulerOptions, "client_weights")
+    tie_window_s: float = same_option(SchedulerOptions, "tie_window_s")
+    max_num_waiting: int = same_option(SchedulerOptions, "max_num_waiting")
+    enable_prefix_caching: bool = same_option(SchedulerOptions, "enable_prefix_caching")
+    max_plans_in_flight: int = same_option(SchedulerOptions, "max_plans_in_flight")
+    inter_token_target_ms: float = same_option(SchedulerOptions, "inter_token_target_ms")
     block_size: int = option(16, "Tokens per KV block.")
     num_blocks: int | None = option(None, "KV blocks of an executor; the preset's if not given.")
     num_host_blocks: int = option(0, "Blocks of host memory of an executor.")

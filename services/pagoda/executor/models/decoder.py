@@ -6,8 +6,9 @@ heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,15 @@ from pagoda.kernels.reference.elementwise import ReferenceElementwise
 
 KvLayer = tuple[Tensor, Tensor]
 """A layer's k_cache and v_cache, each [num_blocks, block_size, K, D]."""
+
+
+class Layers(Protocol):
+    """All layers over one cache, computed at once."""
+
+    def run(self, x: Tensor, normed: Tensor, ropes: Sequence[Rope], plan: AttentionPlan) -> None:
+        """x: [T, C] the residual stream, whose norm is `normed`; both are what they are behind the layers
+        afterwards."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,14 +77,20 @@ class DecoderWeights:
 
     layers: Sequence[LayerWeights]
     norm: Tensor
-    head: Linear | None
-    """[C] -> [vocab_size]; None: the embedding is the head too."""
+    head: Linear
+    """[C] -> [vocab_size]. Made of the embedding where the two are tied."""
 
     @property
     def num_bytes(self) -> int:
         """Memory of all of it."""
-        ends = self.embedding.nbytes + self.norm.nbytes + (0 if self.head is None else self.head.num_bytes)
+        # Unpacked, a tied head is the embedding itself.
+        is_shared = isinstance(self.head, DenseLinear) and self.head.weight is self.embedding
+        ends = self.embedding.nbytes + self.norm.nbytes + (0 if is_shared else self.head.num_bytes)
         return ends + sum(layer.num_bytes for layer in self.layers)
+
+
+MakeLayers = Callable[[ModelConfig, DecoderWeights, Sequence[int], Sequence[KvLayer]], Layers]
+"""(config, weights, which of a step's ropes each layer takes, cache) -> the layers."""
 
 
 class Decoder:
@@ -86,20 +102,24 @@ class Decoder:
         weights: DecoderWeights,
         max_model_len: int,
         elementwise: Elementwise | None = None,
+        make_layers: MakeLayers | None = None,
     ) -> None:
         """max_model_len: longest sequence, in tokens; rotary tables are made for it
         elementwise: computes what lies between matrix products; plain torch when None
+        make_layers: computes all layers at once; they run one operation after the other when None
         """
         self.config = config
         self.weights = weights
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
-        self._head = weights.head or DenseLinear(weights.embedding)
         self._elementwise = elementwise or ReferenceElementwise()
         ropes = list(dict.fromkeys(layer.rope for layer in config.layers))
+        self._rope_indices = [ropes.index(layer.rope) for layer in config.layers]
+        self._make_layers = make_layers
+        self._made_layers: tuple[Sequence[KvLayer], Layers] | None = None
         self._tables = [tuple(table.to(self.device) for table in rope_table(rope, max_model_len)) for rope in ropes]
         self._layers = [
-            _Layer(config, i, layer_weights, ropes.index(config.layers[i].rope), self._elementwise)
+            _Layer(config, i, layer_weights, self._rope_indices[i], self._elementwise)
             for i, layer_weights in enumerate(weights.layers)
         ]
         # Rounded to the model's dtype first, as the checkpoints were trained.
@@ -120,6 +140,9 @@ class Decoder:
         ropes = [Rope(cos[positions], sin[positions]) for cos, sin in self._tables]
         eps, first = self.config.norm_eps, self.weights.layers[0]
         normed = self._elementwise.rms_norm(x, first.attention_norm, eps)
+        if self._make_layers:
+            self._layers_over(kv).run(x, normed, ropes, plan)
+            return normed
         # What a layer adds is added together with the next norm.
         next_norms = [*(layer.attention_norm for layer in self.weights.layers[1:]), self.weights.norm]
         for layer, layer_kv, next_norm in zip(self._layers, kv, next_norms, strict=True):
@@ -127,9 +150,15 @@ class Decoder:
             normed = self._elementwise.add_rms_norm(x, delta, next_norm, eps)
         return normed
 
+    def _layers_over(self, kv: Sequence[KvLayer]) -> Layers:
+        if self._made_layers is None or self._made_layers[0] is not kv:
+            assert self._make_layers
+            self._made_layers = kv, self._make_layers(self.config, self.weights, self._rope_indices, kv)
+        return self._made_layers[1]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [n, C] rows of `forward`'s result; returns [n, vocab_size] float32."""
-        logits = self._head(hidden).float()
+        logits = self.weights.head(hidden).float()
         cap = self.config.logit_soft_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -15,20 +15,34 @@ from pagoda.executor.models.linear import DenseLinear, Linear
 Shape = tuple[int, ...]
 ReadTensor = Callable[[str, Shape], Tensor]
 """Gives the tensor of a name and shape, in any dtype and on any device."""
+MakeLinear = Callable[[Tensor, Tensor | None], Linear]
+"""(weight [out_features, in_features], bias [out_features] or None) -> the layer."""
 
 _PREFIX = "model."
 _HEAD = "lm_head.weight"
 
 
-def build_weights(config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Reads every tensor of the model once, into tensors of `dtype` on `device`."""
-    builder = _Builder(config, read, dtype, device)
+def build_weights(
+    config: ModelConfig,
+    read: ReadTensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    linear: MakeLinear,
+    head: MakeLinear,
+) -> DecoderWeights:
+    """Reads every tensor of the model once, into tensors of `dtype` on `device`.
+
+    linear, head: make the layers of the decoder, and the one behind it, of a weight and a bias
+    """
+    builder = _Builder(config, read, dtype, device, linear)
     layers = [builder.layer(f"{_PREFIX}layers.{i}.") for i in range(len(config.layers))]
     embedding = builder.stacked((f"{_PREFIX}embed_tokens.weight",), (config.vocab_size,), config.hidden_size)
-    head = None
+    head_weight = embedding
     if not config.tied_embeddings:
-        head = DenseLinear(builder.stacked((_HEAD,), (config.vocab_size,), config.hidden_size))
-    return DecoderWeights(embedding, layers, builder.norm(f"{_PREFIX}norm", config.hidden_size), head)
+        head_weight = builder.stacked((_HEAD,), (config.vocab_size,), config.hidden_size)
+    norm = builder.norm(f"{_PREFIX}norm", config.hidden_size)
+    return DecoderWeights(embedding, layers, norm, head(head_weight, None))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -39,7 +53,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes[name] = shape
         return torch.empty(shape, device="meta")
 
-    build_weights(config, record, torch.float32, torch.device("meta"))
+    build_weights(config, record, torch.float32, torch.device("meta"), linear=DenseLinear, head=DenseLinear)
     return shapes
 
 
@@ -50,12 +64,15 @@ def is_ignored(config: ModelConfig, name: str) -> bool:
 
 
 class _Builder:
-    def __init__(self, config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, read: ReadTensor, dtype: torch.dtype, device: torch.device, linear: MakeLinear
+    ) -> None:
         self._config = config
         self._names = FAMILIES[config.architecture].names
         self._read = read
         self._dtype = dtype
         self._device = device
+        self._make_linear = linear
 
     def layer(self, prefix: str) -> LayerWeights:
         config, names = self._config, self._names
@@ -93,6 +110,5 @@ class _Builder:
         if len(names) == 1:  # the checkpoint has the rows stacked already
             rows = (sum(rows),)
         weight = self.stacked(tuple(f"{prefix}{name}.weight" for name in names), rows, columns)
-        if not bias:
-            return DenseLinear(weight)
-        return DenseLinear(weight, self.stacked(tuple(f"{prefix}{name}.bias" for name in names), rows))
+        biases = self.stacked(tuple(f"{prefix}{name}.bias" for name in names), rows) if bias else None
+        return self._make_linear(weight, biases)

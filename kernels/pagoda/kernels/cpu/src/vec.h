@@ -186,12 +186,30 @@ PAGODA_INLINE f32x16 exp(f32x16 x) {
     return tiny ? f32x16{} : p;
 }
 
-// Every lane is the largest one.
-PAGODA_INLINE f32x16 max_across(f32x16 v) {
-    v = max(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    v = max(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
-    v = max(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
-    return max(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+// Lane i is the largest lane of rows[i], of 16 rows.
+PAGODA_INLINE f32x16 max_of_rows(const f32x16* rows) {
+    f32x16 halves[8], quarters[4], pairs[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const f32x16 a = rows[2 * i], b = rows[2 * i + 1];
+        halves[i] = max(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+                        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const f32x16 a = halves[2 * i], b = halves[2 * i + 1];
+        quarters[i] = max(__builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),
+                          __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        const f32x16 a = quarters[2 * i], b = quarters[2 * i + 1];
+        pairs[i] = max(__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29),
+                       __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31));
+    }
+    const f32x16 a = pairs[0], b = pairs[1];
+    return max(__builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+               __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
 }
 
 // 32 bfloat16: the lanes of `first`, then those of `second`; rounded as by to_bf16.
@@ -205,20 +223,18 @@ PAGODA_INLINE u32x16 pack_bf16(f32x16 first, f32x16 second) {
 #endif
 }
 
-// 2^x to about 1 unit in the last place for x <= 0, exactly 1 for 0; 0 below -150, so for -infinity; NaN stays NaN. The
-// polynomial is the minimax one of degree 5 on [-1/2, 1/2] with p(0) = 1.
+// 2^x to about 1 unit in the last place for finite x <= 0, exactly 1 for 0, 0 below -150; NaN stays NaN. The polynomial
+// is the minimax one of degree 5 on [-1/2, 1/2] with p(0) = 1.
 PAGODA_INLINE f32x16 exp2_up_to_0(f32x16 x) {
 #ifdef __AVX512F__
-    const f32x16 clamped = max(splat(-200.0f), x);
     // The forms without a mask make g++ 12 warn of uninitialized variables.
-    const __m512 rounded = _mm512_maskz_roundscale_ps(0xffff, cast<__m512>(clamped), _MM_FROUND_TO_NEAREST_INT);
-    const f32x16 n = cast<f32x16>(rounded);
+    const __m512 rounded = _mm512_maskz_roundscale_ps(0xffff, cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
+    const f32x16 n = cast<f32x16>(rounded), r = x - n;
 #else
     const f32x16 clamped = max(splat(-126.0f), x);
     const f32x16 shifted = clamped + 12582912.0f;  // 1.5 * 2^23: the integer is in the low bits
-    const f32x16 n = shifted - 12582912.0f;
+    const f32x16 r = clamped - (shifted - 12582912.0f);
 #endif
-    const f32x16 r = clamped - n;
     f32x16 p = splat(1.326472731e-3f);
     p = p * r + 9.671512991e-3f;
     p = p * r + 5.550733581e-2f;

@@ -1,0 +1,215 @@
+"""All layers of a decoder in one native call (src/layers.cpp), so that a step of small matrices is not Python's time.
+
+Does what calling the linear layers, `CpuElementwise` and `CpuBackend` one by one does, to the bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pagoda.kernels.attention import AttentionParams, AttentionPlan
+from pagoda.kernels.cpu.attention import CpuPlan, window_tokens
+from pagoda.kernels.cpu.linear import CpuLinear
+from pagoda.kernels.elementwise import Activation, HeadNorm, Rope
+
+_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+
+
+@dataclass(frozen=True)
+class CpuLayer:
+    """One layer's weights; see `LayerWeights` of the decoder. Norm weights are [hidden_size]."""
+
+    qkv: CpuLinear
+    o: CpuLinear
+    gate_up: CpuLinear
+    down: CpuLinear
+    attention_out_norm: Tensor | None
+    mlp_norm: Tensor
+    mlp_out_norm: Tensor | None
+    next_norm: Tensor
+    """The next layer's first norm; the last layer has the decoder's."""
+
+    head_norm: HeadNorm | None
+    attention: AttentionParams
+    rope: int
+    """Which of the ropes of a step."""
+
+
+@dataclass(frozen=True)
+class CpuLayerShape:
+    """What all layers have in common."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    activation: Activation
+    eps: float
+
+
+class CpuLayers:
+    """The layers over one KV cache. Not thread-safe: steps share scratch memory."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        shape: CpuLayerShape,
+        layers: Sequence[CpuLayer],
+        kv: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        """kv: per layer k_cache and v_cache, [num_blocks, block_size, num_kv_heads, head_dim]."""
+        self._run = library.pagoda_run_layers
+        self._run.argtypes, self._run.restype = [_POINTER, _POINTER, _POINTER], None
+        self._shape = shape
+        self._kept = (layers, kv)
+        first = layers[0]
+        self._dtype = kv[0][0].dtype
+        self._widths = [
+            first.qkv.out_features,
+            first.o.in_features,
+            first.gate_up.out_features,
+            first.down.in_features,
+            first.down.out_features,
+        ]
+        self._windows = list(dict.fromkeys(layer.attention.sliding_window for layer in layers))
+        self._c_shape = _Shape(
+            len(layers),
+            first.down.out_features,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            first.down.in_features,
+            kv[0][0].shape[1],
+            shape.eps,
+            self._dtype is torch.bfloat16,
+            first.mlp_norm.dtype is torch.bfloat16,
+            first.head_norm is not None and first.head_norm.q_weight.dtype is torch.bfloat16,
+            shape.activation == "gelu_tanh",
+        )
+        self._c_layers = (_Layer * len(layers))(
+            *(self._layer(layer, *layer_kv) for layer, layer_kv in zip(layers, kv, strict=True))
+        )
+        self._scratch = torch.empty(0, dtype=self._dtype)
+
+    def run(self, x: Tensor, normed: Tensor, ropes: Sequence[Rope], plan: AttentionPlan) -> None:
+        """x: [T, hidden_size] the residual stream, whose norm is `normed`; both are what they are behind the layers
+        afterwards."""
+        assert isinstance(plan, CpuPlan)
+        num_tokens = len(x)
+        starts = [0]
+        for width in self._widths:
+            # Every part begins with a cache line.
+            starts.append(starts[-1] + -(-num_tokens * width // 32) * 32)
+        if len(self._scratch) < starts[-1]:
+            self._scratch = torch.empty(starts[-1], dtype=self._dtype)
+        scratch = self._scratch.data_ptr()
+        c_ropes = (_Rope * len(ropes))(*(_Rope(cos.data_ptr(), sin.data_ptr(), cos.shape[1]) for cos, sin in ropes))
+        shape = self._shape
+        layouts = [
+            plan.layout(shape.num_heads // shape.num_kv_heads, shape.num_kv_heads, shape.head_dim, window)
+            for window in self._windows
+        ]
+        c_layouts = (_Layout * len(layouts))(*(_Layout(layout.items, layout.sizes) for layout in layouts))
+        step = _Step(
+            num_tokens,
+            ctypes.addressof(c_ropes),
+            ctypes.addressof(c_layouts),
+            plan.batch.slot_mapping.data_ptr(),
+            plan.batch.block_tables.data_ptr(),
+            plan.batch.block_tables.stride(0),
+            plan.workspace(max(layout.workspace_bytes for layout in layouts)),
+            x.data_ptr(),
+            normed.data_ptr(),
+            *(scratch + start * self._dtype.itemsize for start in starts[:-1]),
+            torch.get_num_threads(),
+        )
+        self._run(ctypes.addressof(self._c_layers), ctypes.addressof(self._c_shape), ctypes.addressof(step))
+
+    def _layer(self, layer: CpuLayer, k_cache: Tensor, v_cache: Tensor) -> _Layer:
+        head_norm, attention = layer.head_norm, layer.attention
+        return _Layer(
+            *(_linear(each) for each in (layer.qkv, layer.o, layer.gate_up, layer.down)),
+            _pointer(layer.attention_out_norm),
+            _pointer(layer.mlp_norm),
+            _pointer(layer.mlp_out_norm),
+            _pointer(layer.next_norm),
+            _pointer(head_norm and head_norm.q_weight),
+            _pointer(head_norm and head_norm.k_weight),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            attention.scale,
+            attention.soft_cap or 0.0,
+            window_tokens(attention.sliding_window),
+            layer.rope,
+            self._windows.index(attention.sliding_window),
+        )
+
+
+def _linear(linear: CpuLinear) -> _Linear:
+    return _Linear(linear.function_pointer, linear.panels_pointer, linear.out_features, linear.in_features)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (("multiply", _POINTER), ("panels", _POINTER), ("out_features", _SIZE), ("in_features", _SIZE))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Linear) for name in ("qkv", "o", "gate_up", "down")),
+        *(
+            (name, _POINTER)
+            for name in (
+                *("attention_out_norm", "mlp_norm", "mlp_out_norm", "next_norm"),
+                *("q_norm", "k_norm", "k_cache", "v_cache"),
+            )
+        ),
+        ("scale", _FLOAT),
+        ("soft_cap", _FLOAT),
+        *((name, _INT) for name in ("window", "rope", "layout")),
+    )
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, _SIZE)
+            for name in (
+                *("num_layers", "hidden_size", "num_heads", "num_kv_heads"),
+                *("head_dim", "intermediate_size", "block_size"),
+            )
+        ),
+        ("eps", _FLOAT),
+        *((name, _INT) for name in ("is_bf16", "is_norm_bf16", "is_head_norm_bf16", "is_gelu")),
+    )
+
+
+class _Rope(ctypes.Structure):
+    _fields_ = (("cosine", _POINTER), ("sine", _POINTER), ("half", _SIZE))
+
+
+class _Layout(ctypes.Structure):
+    _fields_ = (("items", _POINTER), ("sizes", _POINTER))
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("num_tokens", _SIZE),
+        *((name, _POINTER) for name in ("ropes", "layouts", "slot_mapping", "block_tables")),
+        ("block_tables_stride", _SIZE),
+        *(
+            (name, _POINTER)
+            for name in (
+                *("attention_workspace", "x", "normed"),
+                *("qkv", "attended", "gate_up", "activated", "delta"),
+            )
+        ),
+        ("num_threads", _INT),
+    )

@@ -1,0 +1,268 @@
+// Paged attention: decoding tokens and chunks of prompts, in one call for a ragged batch.
+#include <omp.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "attention_plan.h"
+#include "attention_tile.h"
+
+namespace pagoda {
+namespace {
+
+// Below this many numbers a second thread costs more than it saves.
+constexpr int64_t kWorthThreads = 1 << 15;
+
+// Hands out aligned pieces of memory, or, without memory, counts them.
+class Arena {
+   public:
+    explicit Arena(void* memory) : memory_((char*)memory) {}
+    template <typename T>
+    T* take(int64_t count) {
+        const int64_t at = used_;
+        used_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+        return memory_ ? (T*)(memory_ + at) : nullptr;
+    }
+    int64_t used() const { return used_; }
+
+   private:
+    char* memory_;
+    int64_t used_ = 0;
+};
+
+// The result of one split, or of several merged.
+struct Partial {
+    float* maximum;  // [rows, and 16 more]
+    float* sum;      // [rows]
+    float* out;      // [rows, head_dim]
+
+    Partial(Arena& arena, int64_t rows, int64_t head_dim)
+        : maximum(arena.take<float>(rows + 16)), sum(arena.take<float>(rows)), out(arena.take<float>(rows * head_dim)) {}
+
+    void clear(int64_t rows, int64_t head_dim) const {
+        std::fill_n(maximum, rows + 16, kLowest);
+        std::fill_n(sum, rows, 0.0f);
+        std::fill_n(out, rows * head_dim, 0.0f);
+    }
+};
+
+// What a thread needs for an item.
+struct Scratch {
+    uint32_t* q;         // rows in blocks, each [head_dim / kPack, rows of the block] units
+    int32_t* positions;  // [rows]
+    f32x16* sums;        // [rows]
+    Partial split, total;
+    uint32_t* tile;  // what TileReader wants
+
+    Scratch(Arena& arena, int64_t rows, int64_t head_dim)
+        : q(arena.take<uint32_t>(rows * head_dim)),
+          positions(arena.take<int32_t>(rows)),
+          sums(arena.take<f32x16>(rows)),
+          split(arena, rows, head_dim),
+          total(arena, rows, head_dim),
+          tile(arena.take<uint32_t>(2 * kTileKeys * head_dim)) {}
+
+    static int64_t num_bytes(int64_t rows, int64_t head_dim) {
+        Arena arena(nullptr);
+        Scratch(arena, rows, head_dim);
+        return arena.used();
+    }
+};
+
+// A partial result's share of memory, whatever the number of rows: its pieces are rounded up to 64 bytes.
+int64_t partial_bytes(int64_t rows, int64_t head_dim) { return rows * (head_dim + 48) * sizeof(float); }
+
+// Adds a split to those before it; one in which a row saw nothing changes nothing.
+__attribute__((noinline)) void merge(const Partial& into, const Partial& split, int64_t rows, int64_t head_dim) {
+    for (int64_t r = 0; r < rows; r++) {
+        const f32x16 old_maximum = splat(into.maximum[r]), maximum = splat(split.maximum[r]);
+        const f32x16 largest = max(old_maximum, maximum);
+        const f32x16 old_factor = exp2_up_to_0(old_maximum - largest), factor = exp2_up_to_0(maximum - largest);
+        const f32x16 sum = splat(into.sum[r]) * old_factor + splat(split.sum[r]) * factor;
+        into.maximum[r] = largest[0];
+        into.sum[r] = sum[0];
+        for (int64_t i = r * head_dim; i < (r + 1) * head_dim; i += 16)
+            store(into.out + i, load(into.out + i) * old_factor + load(split.out + i) * factor);
+    }
+}
+
+// One layer's attention.
+template <typename Format>
+struct Attention {
+    using Element = typename Format::Element;
+    static constexpr int kPack = Format::kPack;
+
+    const Element* q;
+    int64_t q_stride;  // from token to token, in elements
+    Element* out;
+    const void *k_cache, *v_cache;
+    const int32_t* block_tables;
+    int64_t block_tables_stride, num_heads, group_size;
+    CacheShape shape;
+    ScoreParams params;
+
+    void run(const Item* items, const PlanSizes& sizes, char* workspace) const {
+        const int64_t kv_heads = shape.num_kv_heads, scratch_bytes = Scratch::num_bytes(sizes.most_rows, shape.head_dim);
+        char* const partials = workspace + sizes.num_threads * scratch_bytes;
+#pragma omp parallel num_threads(sizes.num_threads)
+        {
+            Arena arena(workspace + omp_get_thread_num() * scratch_bytes);
+            const Scratch scratch(arena, sizes.most_rows, shape.head_dim);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < sizes.num_items * kv_heads; i++)
+                run_item(items[i / kv_heads], i % kv_heads, scratch, partials);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < sizes.num_merges * kv_heads; i++)
+                merge_item(items[sizes.num_items + i / kv_heads], i % kv_heads, scratch.total, partials);
+        }
+    }
+
+    void run_item(const Item& item, int64_t head, const Scratch& scratch, char* partials) const {
+        const int64_t rows = item.num_tokens * group_size, head_dim = shape.head_dim;
+        const int64_t end = item.first_position + item.num_tokens;
+        const int64_t begin = std::max<int64_t>(0, item.first_position + int64_t(1) - params.window);
+        const TileReader<Format> reader(k_cache, v_cache, block_tables + item.sequence * block_tables_stride, shape, head,
+                                        scratch.tile);
+        if (1) for (int64_t i = begin/16*16; i < std::min(end, begin/64*64+1*64); i += 16) reader.prefetch(i);
+        pack_rows(item, head, scratch);
+        scratch.total.clear(rows, head_dim);
+        for (int64_t split = item.first_split; split < item.last_split; split++) {
+            scratch.split.clear(rows, head_dim);
+            std::fill_n(scratch.sums, rows, f32x16{});
+            const int64_t split_end = std::min(end, (split + 1) * kSplitKeys);
+            for (int64_t start = std::max(split * kSplitKeys, begin / kTileKeys * kTileKeys); start < split_end;
+                 start += kTileKeys)
+                add_tile(reader, start, begin, end, rows, scratch);
+            for (int64_t r = 0; r < rows; r++) scratch.split.sum[r] = sum_lanes(scratch.sums[r]);
+            if (item.partial < 0) {
+                merge(scratch.total, scratch.split, rows, head_dim);
+            } else {
+                const Partial kept = partial(item, split - item.first_split, head, partials);
+                kept.clear(rows, head_dim);
+                merge(kept, scratch.split, rows, head_dim);
+            }
+        }
+        if (item.partial < 0) finish(item, head, scratch.total);
+    }
+
+    void merge_item(const Item& item, int64_t head, const Partial& total, char* partials) const {
+        const int64_t rows = item.num_tokens * group_size;
+        total.clear(rows, shape.head_dim);
+        for (int64_t i = 0; i < item.last_split - item.first_split; i++)
+            merge(total, partial(item, i, head, partials), rows, shape.head_dim);
+        finish(item, head, total);
+    }
+
+   private:
+    // The place of the item's i-th split.
+    Partial partial(const Item& item, int64_t i, int64_t head, char* partials) const {
+        const int64_t rows = item.num_tokens * group_size;
+        const int64_t first_row = (item.partial + i * rows) * shape.num_kv_heads + head * rows;
+        Arena arena(partials + partial_bytes(first_row, shape.head_dim));
+        return Partial(arena, rows, shape.head_dim);
+    }
+
+    // Rows are in the order of tokens, so that those of a block see almost the same keys.
+    void pack_rows(const Item& item, int64_t head, const Scratch& scratch) const {
+        const int64_t rows = item.num_tokens * group_size, units = shape.head_dim / kPack;
+        for (int64_t block = 0, end; block < rows; block = end) {
+            end = block + block_rows(block, rows);
+            const Element* from[kBlockRows];
+            for (int64_t r = block; r < end; r++) {
+                scratch.positions[r] = item.first_position + r / group_size;
+                from[r - block] = q + (item.first_token + r / group_size) * q_stride +
+                                  (head * group_size + r % group_size) * shape.head_dim;
+            }
+            uint32_t* to = scratch.q + block * units;
+            for (int64_t unit = 0; unit < units; unit++)
+                for (int64_t r = 0; r < end - block; r++) std::memcpy(to++, from[r] + unit * kPack, sizeof(uint32_t));
+        }
+    }
+
+    void add_tile(const TileReader<Format>& reader, int64_t start, int64_t begin, int64_t end, int64_t rows,
+                  const Scratch& scratch) const {
+        const Tile tile = reader.read(start, begin, end);
+        for (int64_t first = 0; first < rows;) {
+            const int first_rows = block_rows(first, rows);
+            const int second_rows = first + first_rows < rows ? block_rows(first + first_rows, rows) : 0;
+            const int32_t* positions = scratch.positions + first;
+            const int32_t last_position = positions[first_rows + second_rows - 1];
+            if (last_position >= start && positions[0] - int64_t(params.window) < start + kTileKeys - 1) {
+                const RowState state = {scratch.split.maximum + first, scratch.sums + first,
+                                        scratch.split.out + first * shape.head_dim};
+                attend_group<Format>([&](int i) { if (first == 0 && start + (1+1-1)*kTileKeys + 16 * i < end) reader.prefetch(start + 1*kTileKeys + 16 * i); }, scratch.q + first * shape.head_dim / kPack, first_rows, second_rows, tile, start,
+                                     positions, params, shape.head_dim, state);
+            }
+            first += first_rows + second_rows;
+        }
+    }
+
+    void finish(const Item& item, int64_t head, const Partial& total) const {
+        for (int64_t r = 0; r < item.num_tokens * group_size; r++) {
+            const int64_t token = item.first_token + r / group_size;
+            Element* row = out + (token * num_heads + head * group_size + r % group_size) * shape.head_dim;
+            const float factor = 1.0f / total.sum[r];
+            for (int64_t d = 0; d < shape.head_dim; d += 16)
+                store(row + d, load(total.out + r * shape.head_dim + d) * factor);
+        }
+    }
+};
+
+template <typename Format>
+void store_kv(const void* k, const void* v, int64_t k_stride, int64_t v_stride, void* k_cache, void* v_cache,
+              const int64_t* slot_mapping, int64_t num_tokens, CacheShape shape, int64_t num_threads) {
+    using Element = typename Format::Element;
+    if (num_tokens * shape.num_kv_heads * shape.head_dim < kWorthThreads) num_threads = 1;
+#pragma omp parallel for num_threads(num_threads)
+    for (int64_t token = 0; token < num_tokens; token++) {
+        const int64_t slot = slot_mapping[token];
+        if (slot < 0) continue;
+        for (int64_t head = 0; head < shape.num_kv_heads; head++)
+            store_token<Format>((const Element*)k + token * k_stride + head * shape.head_dim,
+                                (const Element*)v + token * v_stride + head * shape.head_dim, (uint32_t*)k_cache,
+                                (uint32_t*)v_cache, {shape, slot / shape.block_size, head}, slot % shape.block_size);
+    }
+}
+
+}  // namespace
+}  // namespace pagoda
+
+// k, v: [num_tokens, num_kv_heads, head_dim], tokens k_stride and v_stride elements apart; slot_mapping: [num_tokens],
+// -1 = skipped.
+PAGODA_EXPORT void pagoda_store_kv(const void* k, const void* v, int64_t k_stride, int64_t v_stride, void* k_cache,
+                                   void* v_cache, const int64_t* slot_mapping, int64_t num_tokens, int64_t num_kv_heads,
+                                   int64_t head_dim, int64_t block_size, int32_t is_bf16, int32_t num_threads) {
+    using namespace pagoda;
+    (is_bf16 ? store_kv<Bf16Format> : store_kv<F32Format>)(k, v, k_stride, v_stride, k_cache, v_cache, slot_mapping,
+                                                           num_tokens, {block_size, num_kv_heads, head_dim}, num_threads);
+}
+
+// Memory that pagoda_attend needs, in bytes.
+PAGODA_EXPORT int64_t pagoda_attention_workspace(const pagoda::PlanSizes* sizes, int64_t num_kv_heads, int64_t head_dim) {
+    using namespace pagoda;
+    return sizes->num_threads * Scratch::num_bytes(sizes->most_rows, head_dim) +
+           partial_bytes(sizes->partial_rows * num_kv_heads, head_dim);
+}
+
+// q: [num_tokens, num_heads, head_dim], tokens q_stride elements apart; out: [num_tokens, num_heads, head_dim];
+// block_tables: [num_seqs, ...], rows block_tables_stride apart; items, sizes: of pagoda_plan_attention with the same
+// window; soft_cap 0: none.
+PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, const void* k_cache, const void* v_cache,
+                                 const int32_t* block_tables, int64_t block_tables_stride, int64_t num_heads,
+                                 int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float soft_cap,
+                                 int32_t window, int32_t is_bf16, const pagoda::Item* items,
+                                 const pagoda::PlanSizes* sizes, void* workspace) {
+    using namespace pagoda;
+    const float log2_e = 1.44269504f;
+    const ScoreParams params = {soft_cap == 0.0f ? scale * log2_e : scale / soft_cap, soft_cap * log2_e, window};
+    const CacheShape shape = {block_size, num_kv_heads, head_dim};
+    const int64_t group_size = num_heads / num_kv_heads;
+    if (is_bf16)
+        Attention<Bf16Format>{(const bf16*)q, q_stride,  (bf16*)out, k_cache,    v_cache, block_tables, block_tables_stride,
+                              num_heads,      group_size, shape,      params}
+            .run(items, *sizes, (char*)workspace);
+    else
+        Attention<F32Format>{(const float*)q, q_stride,  (float*)out, k_cache,    v_cache, block_tables, block_tables_stride,
+                             num_heads,       group_size, shape,       params}
+            .run(items, *sizes, (char*)workspace);
+}

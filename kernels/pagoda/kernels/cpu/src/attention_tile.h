@@ -1,0 +1,200 @@
+// One step of online softmax (https://arxiv.org/abs/2205.14135): a few query rows against one tile of keys.
+//
+// A row is one query head of one token; rows of all heads that share a KV head are computed together. No operation mixes
+// rows, and sums run over dimensions and keys in ascending order, so a row's bits do not depend on the other rows.
+#pragma once
+
+#include <utility>
+
+#include "paged_cache.h"
+
+namespace pagoda {
+
+// A block of rows: as many sums as fit in the registers beside their operands, rows x columns (of 16 keys or
+// dimensions).
+#ifdef __AVX512F__
+constexpr int kBlockRows = 6, kColumns = 4;
+#else
+constexpr int kBlockRows = 2, kColumns = 2;
+#endif
+
+// Rows whose softmax is computed together, which hides latency: two blocks.
+constexpr int kGroupRows = 2 * kBlockRows;
+static_assert(kGroupRows <= 16);
+
+// No score is below kLowest but that of a masked key, and 2 to the power of their difference is 0.
+constexpr float kLowest = -1e38f, kMasked = -3e38f;
+
+// Scores are in units of log 2: softmax is 2^score / sum.
+struct ScoreParams {
+    float scale;     // of q k^T, times log2(e); with a soft cap, divided by the cap instead
+    float soft_cap;  // times log2(e); 0: none
+    int32_t window;  // a row sees so many keys, its own position the last
+};
+
+// What a few rows know after some keys.
+struct RowState {
+    float* maximum;  // [rows, and 16 more]
+    f32x16* sum;     // [rows]; lanes are to be added up
+    float* out;      // [rows, head_dim]; the sum of values, weighted
+};
+
+template <typename Format, int kRows, int kCount>
+PAGODA_INLINE void score_columns(const uint32_t* q, const uint32_t* const* keys, int64_t key_stride, int64_t units,
+                                 float scale, float* scores) {
+    f32x16 sums[kRows][kCount] = {};
+    for (int64_t unit = 0; unit < units; unit++) {
+        u32x16 key[kCount];
+#pragma GCC unroll 8
+        for (int c = 0; c < kCount; c++) key[c] = load_as<u32x16>(keys[c] + unit * key_stride);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; r++) {
+            const u32x16 query = splat_u32(q[unit * kRows + r]);
+#pragma GCC unroll 8
+            for (int c = 0; c < kCount; c++) sums[r][c] = Format::multiply_add(sums[r][c], query, key[c]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < kCount; c++) store(scores + r * kTileKeys + 16 * c, sums[r][c] * scale);
+}
+
+// scores [kRows, kTileKeys] = scale * q k^T; q: [head_dim / kPack, kRows] units.
+template <typename Format, int kRows>
+void score_tile(const uint32_t* q, const Tile& tile, int64_t head_dim, float scale, float* scores) {
+    for (int i = 0; i < kTileVectors; i += kColumns)
+        score_columns<Format, kRows, kColumns>(q, tile.keys + i, tile.key_stride, head_dim / Format::kPack, scale,
+                                               scores + 16 * i);
+}
+
+template <typename Format, int kRows, int kCount>
+PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile& tile, int64_t head_dim, int64_t column,
+                                 const float* factors, float* out) {
+    constexpr int kPairs = 16 / Format::kPack;
+    f32x16 sums[kRows][kCount] = {};
+    for (int pair = tile.first * kPairs; pair < tile.last * kPairs; pair++) {
+        const uint32_t* values = tile.values[pair / kPairs] + pair % kPairs * head_dim + column;
+        u32x16 value[kCount];
+#pragma GCC unroll 8
+        for (int c = 0; c < kCount; c++) value[c] = load_as<u32x16>(values + 16 * c);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; r++) {
+            const u32x16 weight = splat_u32(weights[r * kTileKeys / Format::kPack + pair]);
+#pragma GCC unroll 8
+            for (int c = 0; c < kCount; c++) sums[r][c] = Format::multiply_add(sums[r][c], weight, value[c]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < kCount; c++) {
+            float* sum = out + r * head_dim + column + 16 * c;
+            store(sum, load(sum) * factors[r] + sums[r][c]);
+        }
+}
+
+// out [kRows, head_dim] = factors out + weights v; weights: [kRows, kTileKeys / kPack] units.
+template <typename Format, int kRows>
+void weigh_tile(const uint32_t* weights, const Tile& tile, int64_t head_dim, const float* factors, float* out) {
+    int64_t column = 0;
+    for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns)
+        weigh_columns<Format, kRows, kColumns>(weights, tile, head_dim, column, factors, out);
+    for (; column < head_dim; column += 16) weigh_columns<Format, kRows, 1>(weights, tile, head_dim, column, factors, out);
+}
+
+// Caps scores [rows, kTileKeys], and masks those of keys that the row does not see.
+__attribute__((noinline)) inline void adjust_scores(float* scores, int rows, const int32_t* positions,
+                                                    int64_t tile_start, const ScoreParams& params) {
+    const i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int r = 0; r < rows; r++) {
+        for (int i = 0; i < kTileVectors; i++) {
+            float* at = scores + r * kTileKeys + 16 * i;
+            f32x16 score = load(at);
+            if (params.soft_cap != 0.0f) score = tanh(score) * params.soft_cap;
+            // How far before the row the key is.
+            const i32x16 distance = int32_t(positions[r] - tile_start - 16 * i) - lanes;
+            store(at, (distance >= 0) & (distance < params.window) ? score : splat(kMasked));
+        }
+    }
+}
+
+// Turns scores [rows, kTileKeys] into weights [rows, kTileKeys / kPack] relative to the new maxima; factors [16] make
+// older results relative to them.
+template <typename Format>
+PAGODA_INLINE void update_softmax(const float* scores, int rows, const RowState& state, uint32_t* weights, float* factors) {
+    constexpr int kPack = Format::kPack;
+    f32x16 largest[16];
+    for (int r = 0; r < rows; r++) {
+        const float* row = scores + r * kTileKeys;
+        largest[r] = load(row);
+        for (int i = 1; i < kTileVectors; i++) largest[r] = max(largest[r], load(row + 16 * i));
+    }
+    // Lanes behind the rows belong to other rows, and stay as they are.
+    for (int r = rows; r < 16; r++) largest[r] = splat(kMasked);
+    const f32x16 old_maximum = load(state.maximum), maximum = max(old_maximum, max_of_rows(largest));
+    store(state.maximum, maximum);
+    store(factors, exp2_up_to_0(old_maximum - maximum));
+    for (int r = 0; r < rows; r++) {
+        const f32x16 row_maximum = splat(state.maximum[r]);
+        const float* row = scores + r * kTileKeys;
+        uint32_t* units = weights + r * kTileKeys / kPack;
+        f32x16 sum = state.sum[r] * factors[r];
+        for (int i = 0; i < kTileVectors; i += 2) {
+            const f32x16 first = exp2_up_to_0(load(row + 16 * i) - row_maximum);
+            const f32x16 second = exp2_up_to_0(load(row + 16 * i + 16) - row_maximum);
+            Format::store_units(units + i * 16 / kPack, first, second);
+        }
+        // What is added up is what is multiplied with the values, after rounding.
+        for (int i = 0; i < kTileVectors / kPack; i++) sum = Format::add(sum, load_as<u32x16>(units + 16 * i));
+        state.sum[r] = sum;
+    }
+}
+
+template <typename Format>
+struct BlockFunctions {
+    decltype(&score_tile<Format, 1>) score;
+    decltype(&weigh_tile<Format, 1>) weigh;
+};
+
+template <typename Format, int... kRows>
+PAGODA_INLINE BlockFunctions<Format> block_functions(int rows, std::integer_sequence<int, kRows...>) {
+    static constexpr BlockFunctions<Format> functions[] = {{score_tile<Format, kRows + 1>, weigh_tile<Format, kRows + 1>}...};
+    return functions[rows - 1];
+}
+
+// Rows of the block that starts with row `first`: blocks are as equal as can be, the larger ones first.
+inline int block_rows(int64_t first, int64_t rows) {
+    const int64_t left = rows - first, blocks = (left + kBlockRows - 1) / kBlockRows;
+    return (left + blocks - 1) / blocks;
+}
+
+// Adds a tile to the state of one or two blocks of rows; q: [head_dim / kPack, rows of the block] units, for each.
+template <typename Format, typename Prefetch>
+void attend_group(Prefetch prefetch, const uint32_t* q, int first_rows, int second_rows, const Tile& tile, int64_t tile_start,
+                  const int32_t* positions, const ScoreParams& params, int64_t head_dim, const RowState& state) {
+    alignas(64) float scores[kGroupRows * kTileKeys];
+    alignas(64) uint32_t weights[kGroupRows * kTileKeys / Format::kPack];
+    alignas(64) float factors[16];
+    const auto all = std::make_integer_sequence<int, kBlockRows>();
+    const int rows = first_rows + second_rows;
+    const BlockFunctions<Format> first = block_functions<Format>(first_rows, all);
+    const BlockFunctions<Format> second = block_functions<Format>(second_rows ? second_rows : 1, all);
+    if (first_rows + second_rows <= kBlockRows) prefetch(0), prefetch(1); else prefetch(0);
+    first.score(q, tile, head_dim, params.scale, scores);
+    if (second_rows) prefetch(1);
+    if (second_rows)
+        second.score(q + first_rows * head_dim / Format::kPack, tile, head_dim, params.scale, scores + first_rows * kTileKeys);
+    const bool all_visible =
+        positions[0] >= tile_start + kTileKeys - 1 && positions[rows - 1] - int64_t(params.window) < tile_start;
+    if (!all_visible || params.soft_cap != 0.0f) adjust_scores(scores, rows, positions, tile_start, params);
+    update_softmax<Format>(scores, rows, state, weights, factors);
+    if (first_rows + second_rows <= kBlockRows) prefetch(2), prefetch(3); else prefetch(2);
+    first.weigh(weights, tile, head_dim, factors, state.out);
+    if (second_rows) prefetch(3);
+    if (second_rows)
+        second.weigh(weights + first_rows * kTileKeys / Format::kPack, tile, head_dim, factors + first_rows,
+                     state.out + first_rows * head_dim);
+}
+
+}  // namespace pagoda

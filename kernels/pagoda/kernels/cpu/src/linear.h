@@ -1,0 +1,402 @@
+// What the linear layers of every weight format share: partition, threads, blocking, bias and rounding.
+//
+// Weights lie in panels of 32 output features, one after the other. A panel is a run of steps, each the weights of a
+// few inputs for the 32 outputs, and a tail: bias [32] float32, then what the format adds. Rows of x are packed in blocks
+// of as many rows as a tile's sums fit into registers: [steps][rows] words of 32 bits, each broadcast to all outputs.
+//
+// A sum runs over the steps in ascending order, one step after the other, whatever the number of rows and threads:
+// where it is interrupted, it waits in memory at full precision. So a row's bits depend on that row only.
+#pragma once
+
+#include <omp.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include "vec.h"
+
+#ifdef __clang__
+#define PAGODA_UNROLL _Pragma("unroll")
+#else
+#define PAGODA_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace pagoda {
+
+constexpr int64_t kPanel = 32;
+
+// Bytes of a panel that pass by before the next block of rows: from L2 for all blocks but the first.
+constexpr int64_t kStripBytes = 64 << 10;
+// How far ahead weights are fetched that meet one block only.
+constexpr int64_t kFetchAhead = 8 << 10;
+// Bytes of packed rows that stay in L2 while panels pass by, and the most rows they are.
+constexpr int64_t kGroupBytes = 384 << 10;
+constexpr int64_t kGroupRows = 240;
+// Rows that are packed at a time: bounds the workspace.
+constexpr int64_t kSlabRows = 960;
+constexpr int kMaxThreads = 256;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// x [rows, in_features] with rows x_stride elements apart; out [rows, out_features].
+struct LinearCall {
+    const void* x;
+    int64_t x_stride;
+    bool is_x_bf16;
+    int64_t rows;
+    const char* panels;
+    int64_t in_features, out_features;
+    void* out;
+    bool is_out_bf16;
+    int num_threads;
+};
+
+// Weights that are needed soon: each step fetches `stride` bytes more of them into L2, at most two lines, so that memory
+// works while sums run.
+struct Ahead {
+    const char* from;
+    int64_t stride;
+
+    PAGODA_INLINE void step() {
+        __builtin_prefetch(from, 0, 2);
+        __builtin_prefetch(from + stride / 2, 0, 2);
+        from += stride;
+    }
+};
+
+// A format of weights is a class with:
+//   Sum                 the type of 16 sums
+//   kMaxRows            rows of a tile: its sums stay in registers
+//   kStepInputs         input features of a step
+//   kStepBytes          of a panel, per step
+//   kTailBytes          of a panel, behind the steps
+//   kRowWords           of a packed row, ahead of the steps
+//   kStepWords          of a packed row, per step
+//   pack_rows(x, stride, rows, in_features, to)       x is of floats or bf16; inputs behind the end are 0
+//   multiply<rows>(x, weights, steps, sums, ahead)    continues the sums [rows][2]
+//   result(sum, x_block, rows, row, tail, half)       what 16 sums mean, as float32 without bias
+template <class Format>
+struct Layout {
+    int64_t steps, panel_bytes;
+
+    explicit Layout(int64_t in_features)
+        : steps(ceil_div(in_features, Format::kStepInputs)),
+          panel_bytes(steps * Format::kStepBytes + Format::kTailBytes) {}
+
+    int64_t bytes(int64_t out_features) const { return ceil_div(out_features, kPanel) * panel_bytes; }
+    int64_t words_per_row() const { return Format::kRowWords + steps * Format::kStepWords; }
+};
+
+// Memory that grows and is used again; one per calling thread.
+class Workspace {
+   public:
+    ~Workspace() { std::free(memory_); }
+    uint32_t* words(int64_t count) {
+        if (count > size_) {
+            std::free(memory_);
+            size_ = ceil_div(count, 1024) * 1024;
+            memory_ = static_cast<uint32_t*>(std::aligned_alloc(64, size_ * sizeof(uint32_t)));
+        }
+        return memory_;
+    }
+
+   private:
+    uint32_t* memory_ = nullptr;
+    int64_t size_ = 0;
+};
+
+// Numbers [0, count) handed out to threads: each takes its own share, a contiguous one, and then what others left.
+class Tasks {
+   public:
+    Tasks(int64_t count, int num_threads) : num_threads_(num_threads) {
+        for (int i = 0; i < num_threads; i++) {
+            shares_[i].next.store(count * i / num_threads, std::memory_order_relaxed);
+            shares_[i].end = count * (i + 1) / num_threads;
+        }
+    }
+
+    template <typename Do>
+    void run(int thread, Do&& task) {
+        for (int i = 0; i < num_threads_; i++) {
+            Share& share = shares_[(thread + i) % num_threads_];
+            for (;;) {
+                const int64_t number = share.next.fetch_add(1, std::memory_order_relaxed);
+                if (number >= share.end) break;
+                task(number);
+            }
+        }
+    }
+
+   private:
+    struct alignas(64) Share {
+        std::atomic<int64_t> next;
+        int64_t end;
+    };
+    int num_threads_;
+    Share shares_[kMaxThreads];
+};
+
+// Whoever comes first packs; all wait until every block is packed, which may be before the last thread is awake.
+class Packing {
+   public:
+    explicit Packing(int64_t count) : count_(count) {}
+
+    template <typename Do>
+    void run(Do&& pack) {
+        for (;;) {
+            const int64_t number = next_.fetch_add(1, std::memory_order_relaxed);
+            if (number >= count_) break;
+            pack(number);
+            done_.fetch_add(1, std::memory_order_release);
+        }
+        for (int spins = 0; done_.load(std::memory_order_acquire) < count_; spins++) {
+            if (spins < kSpins)
+                relax();
+            else
+                sched_yield();
+        }
+    }
+
+   private:
+    static constexpr int kSpins = 4000;
+    static void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
+    }
+    int64_t count_;
+    alignas(64) std::atomic<int64_t> next_{0};
+    alignas(64) std::atomic<int64_t> done_{0};
+};
+
+// A function of its own for each number of rows, so that its sums get the registers.
+template <class Format, int rows>
+__attribute__((noinline)) void tile(const uint32_t* x, const char* weights, int64_t steps,
+                                    typename Format::Sum (*sums)[2], Ahead ahead) {
+    Format::template multiply<rows>(x, weights, steps, sums, ahead);
+}
+
+template <class Format, int max_rows>
+PAGODA_INLINE void multiply_rows(int rows, const uint32_t* x, const char* weights, int64_t steps,
+                                 typename Format::Sum (*sums)[2], Ahead ahead) {
+    if (rows == max_rows)
+        tile<Format, max_rows>(x, weights, steps, sums, ahead);
+    else if constexpr (max_rows > 1)
+        multiply_rows<Format, max_rows - 1>(rows, x, weights, steps, sums, ahead);
+}
+
+// One slab of rows, packed; multiplied panel by panel.
+template <class Format>
+class Slab {
+    using Sum = typename Format::Sum;
+
+   public:
+    Slab(const LinearCall& call, int64_t first_row, int64_t rows, uint32_t* packed)
+        : call_(call),
+          layout_(call.in_features),
+          first_row_(first_row),
+          rows_(rows),
+          packed_(packed),
+          blocks_(ceil_div(rows, Format::kMaxRows)),
+          panels_(ceil_div(call.out_features, kPanel)) {
+        const int64_t block_bytes = Format::kMaxRows * layout_.words_per_row() * sizeof(uint32_t);
+        int64_t blocks_per_group = kGroupBytes / block_bytes;
+        if (blocks_per_group > kGroupRows / Format::kMaxRows) blocks_per_group = kGroupRows / Format::kMaxRows;
+        if (blocks_per_group < 1) blocks_per_group = 1;
+        groups_ = ceil_div(blocks_, blocks_per_group);
+    }
+
+    int64_t num_blocks() const { return blocks_; }
+    int64_t num_tasks() const { return groups_ * panels_; }
+
+    void pack(int64_t block) const {
+        const int64_t begin = row_of(block), rows = row_of(block + 1) - begin;
+        const int64_t offset = (first_row_ + begin) * call_.x_stride;
+        if (call_.is_x_bf16)
+            Format::pack_rows((const bf16*)call_.x + offset, call_.x_stride, rows, call_.in_features, words_of(begin));
+        else
+            Format::pack_rows((const float*)call_.x + offset, call_.x_stride, rows, call_.in_features, words_of(begin));
+    }
+
+    // A group of row blocks times one panel: a strip of weights meets every block before the next strip.
+    void multiply(int64_t task) const {
+        const int64_t group = task / panels_, panel = task % panels_;
+        const int64_t first = blocks_ * group / groups_, last = blocks_ * (group + 1) / groups_, blocks = last - first;
+        const int64_t strip_steps = kStripBytes / Format::kStepBytes;
+        const char* weights = call_.panels + panel * layout_.panel_bytes;
+        Sum sums[kGroupRows][2];
+        std::memset(sums, 0, (row_of(last) - row_of(first)) * sizeof sums[0]);
+        for (int64_t step = 0; step < layout_.steps; step += strip_steps) {
+            const int64_t steps = layout_.steps - step < strip_steps ? layout_.steps - step : strip_steps;
+            const char* strip = weights + step * Format::kStepBytes;
+            const int64_t strip_bytes = steps * Format::kStepBytes;
+            for (int64_t block = first; block < last; block++) {
+                const int64_t begin = row_of(block), rows = row_of(block + 1) - begin;
+                const uint32_t* x = words_of(begin) + rows * (Format::kRowWords + step * Format::kStepWords);
+                // The next strip, a part of it per block.
+                const char* next = strip + strip_bytes * (blocks + block - first) / blocks;
+                const Ahead ahead = {blocks == 1 ? strip + kFetchAhead : next, Format::kStepBytes / blocks};
+                multiply_rows<Format, Format::kMaxRows>(rows, x, strip, steps, sums + (begin - row_of(first)), ahead);
+            }
+        }
+        for (int64_t block = first; block < last; block++) {
+            const int64_t begin = row_of(block), rows = row_of(block + 1) - begin;
+            for (int64_t row = 0; row < rows; row++)
+                finish(sums[begin + row - row_of(first)], words_of(begin), rows, row, panel, first_row_ + begin + row);
+        }
+    }
+
+   private:
+    // Rows are dealt out evenly: 32 are 11 + 11 + 10, not 12 + 12 + 8.
+    int64_t row_of(int64_t block) const { return rows_ * block / blocks_; }
+    uint32_t* words_of(int64_t row) const { return packed_ + row * layout_.words_per_row(); }
+
+    void finish(const Sum (&sums)[2], const uint32_t* x, int rows, int row, int64_t panel, int64_t out_row) const {
+        const char* tail = call_.panels + (panel + 1) * layout_.panel_bytes - Format::kTailBytes;
+        const int64_t out = out_row * call_.out_features + panel * kPanel;
+        const int64_t columns = call_.out_features - panel * kPanel;
+        for (int half = 0; half < 2; half++) {
+            const f32x16 bias = load((const float*)tail + 16 * half);
+            const f32x16 value = Format::result(sums[half], x, rows, row, tail, half) + bias;
+            if (call_.is_out_bf16)
+                store_columns((bf16*)call_.out + out + 16 * half, value, columns - 16 * half);
+            else
+                store_columns((float*)call_.out + out + 16 * half, value, columns - 16 * half);
+        }
+    }
+
+    template <typename T>
+    static void store_columns(T* to, f32x16 value, int64_t columns) {
+        if (columns >= 16)
+            store(to, value);
+        else if (columns > 0) {
+            T lanes[16];
+            store(lanes, value);
+            std::memcpy(to, lanes, columns * sizeof(T));
+        }
+    }
+
+    const LinearCall call_;
+    const Layout<Format> layout_;
+    const int64_t first_row_, rows_;
+    uint32_t* const packed_;
+    const int64_t blocks_, panels_;
+    int64_t groups_;
+};
+
+// So little work is done before a second thread is awake.
+constexpr int64_t kWorthThreads = 192 << 10;
+
+template <class Format>
+void linear(const LinearCall& call) {
+    thread_local Workspace workspace;
+    const Layout<Format> layout(call.in_features);
+    const int64_t slab_rows = call.rows < kSlabRows ? call.rows : kSlabRows;
+    uint32_t* packed = workspace.words(slab_rows * layout.words_per_row());
+    const int64_t work = layout.bytes(call.out_features) * (16 + call.rows) / 16;
+    const int wanted = call.num_threads < kMaxThreads ? call.num_threads : kMaxThreads;
+    const int num_threads = work < kWorthThreads ? 1 : wanted;
+    for (int64_t row = 0; row < call.rows; row += slab_rows) {
+        const int64_t left = call.rows - row;
+        const Slab<Format> slab(call, row, left < slab_rows ? left : slab_rows, packed);
+        Packing packing(slab.num_blocks());
+        Tasks tasks(slab.num_tasks(), num_threads);
+#pragma omp parallel num_threads(num_threads)
+        {
+            packing.run([&](int64_t block) { slab.pack(block); });
+            tasks.run(omp_get_thread_num(), [&](int64_t task) { slab.multiply(task); });
+        }
+    }
+}
+
+// Rows are read side by side, a line or two of each at a time, which the processor does not foresee.
+template <typename T>
+PAGODA_INLINE void fetch_columns(const T* from) {
+    __builtin_prefetch((const char*)from + 512, 0, 3);
+}
+
+// 16 values of a row, of which `count` exist; the rest is 0.
+template <typename T>
+PAGODA_INLINE f32x16 load_columns(const T* from, int64_t count) {
+    if (count >= 16) return load(from);
+    T lanes[16] = {};
+    if (count > 0) std::memcpy(lanes, from, count * sizeof(T));
+    return load(lanes);
+}
+
+// 16 x 16 words, rows to columns: four times, the upper eight rows are interleaved with the lower eight.
+PAGODA_INLINE void transpose(u32x16 (&rows)[16]) {
+    PAGODA_UNROLL
+    for (int round = 0; round < 4; round++) {
+        u32x16 next[16];
+        PAGODA_UNROLL
+        for (int i = 0; i < 8; i++) {
+            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] =
+                __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        std::memcpy(rows, next, sizeof next);
+    }
+}
+
+// to[j * num_rows + i] = from[i][j], for up to 16 rows.
+PAGODA_INLINE void interleave(const uint32_t (*from)[16], int num_rows, int columns, uint32_t* to) {
+    if (num_rows == 1) {
+        std::memcpy(to, from[0], columns * sizeof(uint32_t));
+        return;
+    }
+    u32x16 words[16] = {};
+    for (int i = 0; i < num_rows; i++) words[i] = load_as<u32x16>(from[i]);
+    transpose(words);
+    for (int j = 0; j < columns; j++) {
+        // Whole vectors reach into columns that come later, but never behind the last one.
+        if (j * num_rows + 16 <= columns * num_rows)
+            std::memcpy(to + j * num_rows, &words[j], sizeof words[j]);
+        else
+            std::memcpy(to + j * num_rows, &words[j], num_rows * sizeof(uint32_t));
+    }
+}
+
+// to[j][i] = from[i][j]
+PAGODA_INLINE void interleave_panel(const uint32_t (*from)[16], int columns, uint32_t* to) {
+    for (int half = 0; half < 2; half++) {
+        u32x16 words[16];
+        std::memcpy(words, from + 16 * half, sizeof words);
+        transpose(words);
+        for (int j = 0; j < columns; j++) std::memcpy(to + j * kPanel + 16 * half, &words[j], sizeof words[j]);
+    }
+}
+
+// The bias of a panel; 0 where there is none.
+PAGODA_INLINE void pack_bias(const float* bias, int64_t first, int64_t out_features, char* tail) {
+    float lanes[kPanel] = {};
+    for (int64_t i = 0; bias && i < kPanel && first + i < out_features; i++) lanes[i] = bias[first + i];
+    std::memcpy(tail, lanes, sizeof lanes);
+}
+
+// Fewer misses of the address translation when weights stream by; a hint that may be refused.
+inline void advise_huge_pages(char* memory, int64_t bytes) {
+    constexpr uintptr_t kHugePage = 2 << 20;
+    const uintptr_t begin = (uintptr_t(memory) + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t end = (uintptr_t(memory) + bytes) / kHugePage * kHugePage;
+    if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+}
+
+// Weights of one tensor as panels. Format::pack_panel(weight, in_features, outputs, to) gets the rows of one panel.
+template <class Format, typename T>
+void pack_panels(const T* weight, const float* bias, char* panels, int64_t out_features, int64_t in_features,
+                 int num_threads) {
+    const Layout<Format> layout(in_features);
+    advise_huge_pages(panels, layout.bytes(out_features));
+#pragma omp parallel for num_threads(num_threads)
+    for (int64_t panel = 0; panel < ceil_div(out_features, kPanel); panel++) {
+        const int64_t first = panel * kPanel, left = out_features - first;
+        char* to = panels + panel * layout.panel_bytes;
+        Format::pack_panel(weight + first * in_features, in_features, left < kPanel ? left : kPanel, to);
+        pack_bias(bias, first, out_features, to + layout.panel_bytes - Format::kTailBytes);
+    }
+}
+
+}  // namespace pagoda

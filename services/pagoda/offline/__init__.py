@@ -1,0 +1,1 @@
+"""The scheduler's core and an executor in one process, without services: for benchmarks and offline batches."""

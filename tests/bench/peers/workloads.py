@@ -1,0 +1,153 @@
+"""The loads, and what is measured of one run of each.
+
+    W1     1 stream, 128 tokens in, 128 out, 3 requests in turn
+    W2     8 streams, 128/128, 16 requests
+    W3     32 streams, 256/128, 32 requests
+    W4     8 streams, 32 requests of 1,024 shared and 64 own tokens, 64 out; nothing is cached at the start
+    W4n    the sizes of W4, nothing shared
+    W5     8 streams of 128/192; when each has had 32 tokens, a prompt of 4,096 tokens comes: `longest_gap_ms` is the
+           longest that one of the streams waits until that prompt's first token
+    W6     64 streams, 32/256: with a small model, what serving costs
+    W7     1 stream, 1,024/2: the time to the first token is the prompt's
+
+Prompts are token ids, others in every run; decoding is greedy and never ends early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+from models import TEXT_TOKENS
+
+from pagoda.bench.dataset import Prompt
+from pagoda.bench.serving.answer import Answer
+from pagoda.bench.serving.client import CompletionClient
+from pagoda.bench.serving.connections import Connections
+from pagoda.bench.serving.load import run_load
+from pagoda.bench.serving.report import Run, make_report
+
+TIMEOUT_S = 600.0
+PARAMETERS = {"temperature": 0, "ignore_eos": True}
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Closed loop: as soon as a request ends, its stream sends the next."""
+
+    num_streams: int
+    num_requests: int
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_shared_tokens: int = 0
+    """In front of each prompt, beside its own."""
+    intruder: int = 0
+    """Tokens of a prompt that comes when every stream has had `INTRUDES_AFTER` tokens; 0: none comes."""
+
+    def prompts(self, rng: Random) -> list[Prompt]:
+        shared = _token_ids(rng, self.num_shared_tokens)
+        return [
+            Prompt(shared + _token_ids(rng, self.num_prompt_tokens), self.num_output_tokens)
+            for _ in range(self.num_requests)
+        ]
+
+
+LOADS = {
+    "W1": Load(1, 3, 128, 128),
+    "W2": Load(8, 16, 128, 128),
+    "W3": Load(32, 32, 256, 128),
+    "W4": Load(8, 32, 64, 64, num_shared_tokens=1024),
+    "W4n": Load(8, 32, 1088, 64),
+    "W5": Load(8, 8, 128, 192, intruder=4096),
+    "W6": Load(64, 64, 32, 256),
+    "W7": Load(1, 4, 1024, 2),
+}
+INTRUDES_AFTER = 32
+_INTRUDER_OUTPUT = 8
+
+
+class WatchedAnswer(Answer):
+    """Tells of every part that comes."""
+
+    def __init__(self, on_part: Callable[[], None]) -> None:
+        super().__init__(time.perf_counter())
+        self._on_part = on_part
+
+    def receive(self, status: int, data: bytes, now: float) -> None:
+        super().receive(status, data, now)
+        self._on_part()
+
+
+async def run(url: str, model: str, load: Load, seed: str) -> Figures:
+    """One run against the server at `url`."""
+    connections = Connections(url)
+    client = CompletionClient(connections, "/v1/completions", model, parameters=PARAMETERS, timeout_s=TIMEOUT_S)
+    rng = Random(seed)
+    prompts = load.prompts(rng)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    if load.intruder:
+        answers, more = await _run_with_intruder(client, prompts, _token_ids(rng, load.intruder))
+    else:
+        answers, more = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams), {}
+    found = Run(answers, time.perf_counter() - began, time.process_time() - cpu_began)
+    connections.close()
+    for answer, prompt in zip(answers, prompts, strict=True):
+        if answer.is_ok and answer.num_output_tokens != prompt.num_output_tokens:
+            answer.fail(f"{answer.num_output_tokens} tokens instead of {prompt.num_output_tokens}")
+    return make_report(found, [50, 99], {}) | more
+
+
+async def warm_up(url: str, model: str) -> str:
+    """Four short requests at once; what went wrong, or ""."""
+    connections = Connections(url)
+    client = CompletionClient(connections, "/v1/completions", model, parameters=PARAMETERS, timeout_s=TIMEOUT_S)
+    rng = Random("warm up")
+    answers = await run_load(client, [Prompt(_token_ids(rng, 200), 8) for _ in range(4)], [0.0] * 4)
+    connections.close()
+    return next((answer.error for answer in answers if not answer.is_ok), "")
+
+
+async def _run_with_intruder(
+    client: CompletionClient, prompts: Sequence[Prompt], intruder: list[int]
+) -> tuple[list[Answer], Figures]:
+    is_time = asyncio.Event()
+
+    def look() -> None:
+        if all(len(answer.event_times) >= INTRUDES_AFTER or answer.error for answer in answers):
+            is_time.set()
+
+    answers: list[Answer] = [WatchedAnswer(look) for _ in prompts]
+    async with asyncio.TaskGroup() as tasks:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            tasks.create_task(client.send(prompt, answer))
+        async with asyncio.timeout(TIMEOUT_S):
+            await is_time.wait()
+        late = await client.send(Prompt(intruder, _INTRUDER_OUTPUT))
+    if not late.is_ok:
+        return answers, {"intruder_error": late.error}
+    return answers, {
+        "intruder_ttft_ms": late.ttft_s * 1e3,
+        "longest_gap_ms": longest_gap_s(answers, late.started_at, late.first_at) * 1e3,
+    }
+
+
+def longest_gap_s(answers: Sequence[Answer], begin: float, end: float) -> float:
+    """Of the gaps between two events of one answer that lie in [begin, end], if only in part."""
+    gaps = [
+        after - before
+        for answer in answers
+        for before, after in pairwise(answer.event_times)
+        if after > begin and before < end
+    ]
+    return max(gaps, default=0.0)
+
+
+def _token_ids(rng: Random, count: int) -> list[int]:
+    return [rng.choice(TEXT_TOKENS) for _ in range(count)]
