@@ -41,7 +41,10 @@ class ExecutorOptions:
         None, "Longest prompt + completion, in tokens; the model's own limit if not set."
     )
     max_num_seqs: int = option(256, "Most requests that run at the same time.")
-    max_num_batched_tokens: int = option(2048, "Most tokens computed in one step.")
+    max_num_batched_tokens: int | None = option(
+        None,
+        "Most tokens computed in one step. Default: 2048 on a GPU, 256 on a CPU; at least --max-num-seqs and 64.",
+    )
     block_size: int = option(16, "Tokens per KV block.")
     gpu_memory_utilization: float = option(
         0.9, "Share of the free memory, weights loaded, for the KV cache, in (0, 1]; on a CPU at most 4 GiB unasked."
@@ -63,9 +66,15 @@ class ExecutorOptions:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_num_seqs", "block_size"):
             _require_positive(name, getattr(self, name))
-        for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "threads"):
+        for name in (
+            "max_num_batched_tokens",
+            "max_model_len",
+            "kv_cache_memory_bytes",
+            "num_gpu_blocks_override",
+            "threads",
+        ):
             if (value := getattr(self, name)) is not None:
                 _require_positive(name, value)
         if not 0 < self.gpu_memory_utilization <= 1:

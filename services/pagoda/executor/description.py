@@ -26,7 +26,7 @@ class Description:
             model=self._model(),
             kv_layout=self._kv_layout(),
             max_num_seqs=self._options.max_num_seqs,
-            max_num_batched_tokens=self._options.max_num_batched_tokens,
+            max_num_batched_tokens=self._runner.max_num_batched_tokens,
             host_memory=self._host_memory(),
         )
 

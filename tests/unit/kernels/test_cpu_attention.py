@@ -1,4 +1,4 @@
-"""Native attention against the reference, with NaN in every cache slot that nobody may read, and to the bit against itself."""
+"""Native attention against the reference, with NaN in all slots that nobody may read, and to the bit against itself."""
 
 from __future__ import annotations
 
@@ -187,15 +187,17 @@ def test_bits_do_not_depend_on_chunks_neighbours_and_threads(
     assert torch.equal(sequences.run(subject, [first, [(2, 1199, 1200)]], params)[1], alone)
 
 
-def test_more_threads_than_cores_share_the_keys_of_one_sequence() -> None:
-    sequences = Sequences([5000], block_size=32, heads=8, kv_heads=1, dim=64)
-    params = AttentionParams(scale=0.125)
-    steps = [[(0, 0, 4990)], [(0, 4990, 4999)], [(0, 4999, 5000)]]
+def test_threads_share_the_keys_of_one_sequence() -> None:
+    # Long enough for two threads to get several splits of 512 keys at once.
+    sequences = Sequences([9000], block_size=32, heads=8, kv_heads=1, dim=16, dtype=torch.float32)
+    params = AttentionParams(scale=0.25)
+    steps = [[(0, 0, 8990)], [(0, 8990, 8999)], [(0, 8999, 9000)]]
     torch.set_num_threads(1)
     expected = sequences.run(backend(), steps, params)
-    torch.set_num_threads(5)
-    for out, alone in zip(sequences.run(backend(), steps, params), expected, strict=True):
-        assert torch.equal(out, alone)
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        for out, alone in zip(sequences.run(backend(), steps, params), expected, strict=True):
+            assert torch.equal(out, alone)
 
 
 def test_large_scores_neither_overflow_nor_vanish() -> None:

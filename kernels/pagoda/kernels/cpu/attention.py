@@ -107,6 +107,8 @@ class CpuPlan:
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, params: AttentionParams) -> Tensor:
         """See `AttentionPlan.attend`; tokens of q may lie apart, as in a view of all heads of a layer."""
         self._require_supported(k_cache, v_cache, q)
+        if params.k_scale != 1.0 or params.v_scale != 1.0:
+            raise ValueError("native attention has no scales for keys and values")
         num_tokens, num_heads, head_dim = q.shape
         kv_heads = k_cache.shape[2]
         layout = self.layout(num_heads // kv_heads, kv_heads, head_dim, params.sliding_window)
@@ -213,6 +215,8 @@ class _Functions:
         """Address of so much memory, whose contents last for one call."""
         if self._workspace.nbytes < num_bytes:
             self._workspace = torch.empty(num_bytes, dtype=torch.uint8)
+            # The C++ keeps whole vectors in it.
+            assert self._workspace.data_ptr() % 64 == 0
         return self._workspace.data_ptr()
 
 

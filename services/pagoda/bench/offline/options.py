@@ -26,7 +26,7 @@ class EngineOptions:
     load_format: str = same_option(ExecutorOptions, "load_format")
     max_model_len: int | None = same_option(ExecutorOptions, "max_model_len")
     max_num_seqs: int = same_option(ExecutorOptions, "max_num_seqs")
-    max_num_batched_tokens: int = same_option(ExecutorOptions, "max_num_batched_tokens")
+    max_num_batched_tokens: int | None = same_option(ExecutorOptions, "max_num_batched_tokens")
     block_size: int = same_option(ExecutorOptions, "block_size")
     gpu_memory_utilization: float = same_option(ExecutorOptions, "gpu_memory_utilization")
     kv_cache_memory_bytes: int | None = same_option(ExecutorOptions, "kv_cache_memory_bytes")

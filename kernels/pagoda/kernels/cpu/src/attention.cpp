@@ -2,7 +2,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <utility>
 
 #include "attention_plan.h"
 #include "attention_tile.h"
@@ -15,7 +14,7 @@ constexpr int64_t kWorthThreads = 1 << 15;
 
 // Hands out aligned pieces of memory, or, without memory, counts them.
 class Arena {
-   public:
+  public:
     explicit Arena(void* memory) : memory_((char*)memory) {}
     template <typename T>
     T* take(int64_t count) {
@@ -25,7 +24,7 @@ class Arena {
     }
     int64_t used() const { return used_; }
 
-   private:
+  private:
     char* memory_;
     int64_t used_ = 0;
 };
@@ -122,17 +121,22 @@ struct Attention {
         const int64_t end = item.first_position + item.num_tokens;
         const int64_t begin = std::max<int64_t>(0, item.first_position + int64_t(1) - params.window);
         const TileReader<Format> reader(k_cache, v_cache, block_tables + item.sequence * block_tables_stride, shape, head,
-                                        scratch.tile);
-        if (1) for (int64_t i = begin/16*16; i < std::min(end, begin/64*64+1*64); i += 16) reader.prefetch(i);
+                                        begin, end, scratch.tile);
         pack_rows(item, head, scratch);
         scratch.total.clear(rows, head_dim);
+        const int64_t last_start = (std::min(end, item.last_split * kSplitKeys) - 1) / kTileKeys * kTileKeys;
+        Tile next = reader.locate(std::max(item.first_split * kSplitKeys, begin / kTileKeys * kTileKeys));
         for (int64_t split = item.first_split; split < item.last_split; split++) {
             scratch.split.clear(rows, head_dim);
             std::fill_n(scratch.sums, rows, f32x16{});
-            const int64_t split_end = std::min(end, (split + 1) * kSplitKeys);
-            for (int64_t start = std::max(split * kSplitKeys, begin / kTileKeys * kTileKeys); start < split_end;
-                 start += kTileKeys)
-                add_tile(reader, start, begin, end, rows, scratch);
+            for (bool more = true; more;) {
+                Tile tile = next;
+                const bool is_last = tile.start == last_start;
+                if (!is_last) next = reader.locate(tile.start + kTileKeys);
+                reader.complete(tile);
+                add_tile(tile, is_last ? nullptr : &next, rows, scratch);
+                more = !is_last && next.start < (split + 1) * kSplitKeys;
+            }
             for (int64_t r = 0; r < rows; r++) scratch.split.sum[r] = sum_lanes(scratch.sums[r]);
             if (item.partial < 0) {
                 merge(scratch.total, scratch.split, rows, head_dim);
@@ -153,7 +157,7 @@ struct Attention {
         finish(item, head, total);
     }
 
-   private:
+  private:
     // The place of the item's i-th split.
     Partial partial(const Item& item, int64_t i, int64_t head, char* partials) const {
         const int64_t rows = item.num_tokens * group_size;
@@ -179,19 +183,17 @@ struct Attention {
         }
     }
 
-    void add_tile(const TileReader<Format>& reader, int64_t start, int64_t begin, int64_t end, int64_t rows,
-                  const Scratch& scratch) const {
-        const Tile tile = reader.read(start, begin, end);
+    void add_tile(const Tile& tile, const Tile* next, int64_t rows, const Scratch& scratch) const {
         for (int64_t first = 0; first < rows;) {
             const int first_rows = block_rows(first, rows);
             const int second_rows = first + first_rows < rows ? block_rows(first + first_rows, rows) : 0;
             const int32_t* positions = scratch.positions + first;
             const int32_t last_position = positions[first_rows + second_rows - 1];
-            if (last_position >= start && positions[0] - int64_t(params.window) < start + kTileKeys - 1) {
+            if (last_position >= tile.start && positions[0] - int64_t(params.window) < tile.start + kTileKeys - 1) {
                 const RowState state = {scratch.split.maximum + first, scratch.sums + first,
                                         scratch.split.out + first * shape.head_dim};
-                attend_group<Format>([&](int i) { if (first == 0 && start + (1+1-1)*kTileKeys + 16 * i < end) reader.prefetch(start + 1*kTileKeys + 16 * i); }, scratch.q + first * shape.head_dim / kPack, first_rows, second_rows, tile, start,
-                                     positions, params, shape.head_dim, state);
+                attend_group<Format>(scratch.q + first * shape.head_dim / kPack, first_rows, second_rows, tile,
+                                     first == 0 ? next : nullptr, positions, params, shape.head_dim, state);
             }
             first += first_rows + second_rows;
         }
@@ -255,14 +257,26 @@ PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, con
     using namespace pagoda;
     const float log2_e = 1.44269504f;
     const ScoreParams params = {soft_cap == 0.0f ? scale * log2_e : scale / soft_cap, soft_cap * log2_e, window};
-    const CacheShape shape = {block_size, num_kv_heads, head_dim};
-    const int64_t group_size = num_heads / num_kv_heads;
+    const auto run = [&](auto format) {
+        using Format = decltype(format);
+        using Element = typename Format::Element;
+        const Attention<Format> attention = {
+            (const Element*)q,
+            q_stride,
+            (Element*)out,
+            k_cache,
+            v_cache,
+            block_tables,
+            block_tables_stride,
+            num_heads,
+            num_heads / num_kv_heads,
+            {block_size, num_kv_heads, head_dim},
+            params,
+        };
+        attention.run(items, *sizes, (char*)workspace);
+    };
     if (is_bf16)
-        Attention<Bf16Format>{(const bf16*)q, q_stride,  (bf16*)out, k_cache,    v_cache, block_tables, block_tables_stride,
-                              num_heads,      group_size, shape,      params}
-            .run(items, *sizes, (char*)workspace);
+        run(Bf16Format());
     else
-        Attention<F32Format>{(const float*)q, q_stride,  (float*)out, k_cache,    v_cache, block_tables, block_tables_stride,
-                             num_heads,       group_size, shape,       params}
-            .run(items, *sizes, (char*)workspace);
+        run(F32Format());
 }

@@ -8,11 +8,11 @@ namespace {
 
 // Rows that go through the keys together: enough to pay for reading a tile, few enough for the cache next to it.
 constexpr int64_t kItemRows = 96;
-// As many as the registers hold: a multiple leaves none of them empty.
-constexpr int64_t kRowsAtOnce = 6;
+// A group of rows with AVX-512: a multiple leaves no register empty.
+constexpr int64_t kGroupRows = 12;
 
 // Rows x keys x head_dim for which a thread is woken, and items that each of them gets at least, for balance.
-constexpr int64_t kWorthThread = 1 << 20;
+constexpr int64_t kWorthThread = 1 << 19;
 constexpr int64_t kItemsPerThread = 4;
 
 struct Step {
@@ -23,7 +23,7 @@ struct Step {
     template <typename Visit>
     void for_each_item(Visit visit) const {
         int64_t most_tokens = std::max<int64_t>(1, kItemRows / group_size);
-        if (most_tokens > kRowsAtOnce) most_tokens -= most_tokens % kRowsAtOnce;
+        if (most_tokens > kGroupRows) most_tokens -= most_tokens % kGroupRows;
         for (int64_t i = 0; i < num_seqs; i++) {
             const int64_t end = cu_seqlens_q[i + 1], first_position = seq_lens[i] - (end - cu_seqlens_q[i]);
             for (int64_t token = cu_seqlens_q[i]; token < end; token += most_tokens) {

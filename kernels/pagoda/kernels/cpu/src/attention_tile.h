@@ -4,6 +4,7 @@
 // rows, and sums run over dimensions and keys in ascending order, so a row's bits do not depend on the other rows.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "paged_cache.h"
@@ -39,11 +40,36 @@ struct RowState {
     float* out;      // [rows, head_dim]; the sum of values, weighted
 };
 
+// Four runs of memory that are needed soon. A loop over the current tile asks for a line of each with every pass: so
+// many requests at once would stall it, and none while it computes would leave the memory idle.
+struct Prefetch {
+    const uint32_t* runs[4];
+    int64_t step;  // from line to line, in units
+
+    PAGODA_INLINE void line(int64_t i) const {
+#pragma GCC unroll 4
+        for (int run = 0; run < 4; run++) __builtin_prefetch(runs[run] + i * step, 0, 2);
+    }
+};
+
+// Keys or values of a tile's vectors [first, last); without a tile, and so without need, of what is in the cache.
+inline Prefetch prefetch_of(const Tile* tile, bool values, int first, int last, const uint32_t* cached) {
+    if (!tile) return {{cached, cached, cached, cached}, 0};
+    Prefetch prefetch;
+    for (int run = 0; run < 4; run++) {
+        const int vector = std::clamp(std::min(first + run, last - 1), tile->first, tile->last - 1);
+        prefetch.runs[run] = values ? tile->values[vector] : tile->keys[vector];
+    }
+    prefetch.step = values ? 16 : tile->key_stride;
+    return prefetch;
+}
+
 template <typename Format, int kRows, int kCount>
 PAGODA_INLINE void score_columns(const uint32_t* q, const uint32_t* const* keys, int64_t key_stride, int64_t units,
-                                 float scale, float* scores) {
+                                 float scale, const Prefetch& next, float* scores) {
     f32x16 sums[kRows][kCount] = {};
     for (int64_t unit = 0; unit < units; unit++) {
+        next.line(unit);
         u32x16 key[kCount];
 #pragma GCC unroll 8
         for (int c = 0; c < kCount; c++) key[c] = load_as<u32x16>(keys[c] + unit * key_stride);
@@ -62,18 +88,20 @@ PAGODA_INLINE void score_columns(const uint32_t* q, const uint32_t* const* keys,
 
 // scores [kRows, kTileKeys] = scale * q k^T; q: [head_dim / kPack, kRows] units.
 template <typename Format, int kRows>
-void score_tile(const uint32_t* q, const Tile& tile, int64_t head_dim, float scale, float* scores) {
+void score_tile(const uint32_t* q, const Tile& tile, int64_t head_dim, float scale, const Prefetch& next, float* scores) {
     for (int i = 0; i < kTileVectors; i += kColumns)
-        score_columns<Format, kRows, kColumns>(q, tile.keys + i, tile.key_stride, head_dim / Format::kPack, scale,
+        score_columns<Format, kRows, kColumns>(q, tile.keys + i, tile.key_stride, head_dim / Format::kPack, scale, next,
                                                scores + 16 * i);
 }
 
 template <typename Format, int kRows, int kCount>
 PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile& tile, int64_t head_dim, int64_t column,
-                                 const float* factors, float* out) {
-    constexpr int kPairs = 16 / Format::kPack;
+                                 const float* factors, const Prefetch& next, float* out) {
+    constexpr unsigned kPairs = 16 / Format::kPack;
     f32x16 sums[kRows][kCount] = {};
-    for (int pair = tile.first * kPairs; pair < tile.last * kPairs; pair++) {
+    const unsigned last = tile.last * kPairs;
+    for (unsigned pair = tile.first * kPairs; pair < last; pair++) {
+        if (kCount == kColumns) next.line(column / 16 / kColumns * (kTileKeys / Format::kPack) + pair);
         const uint32_t* values = tile.values[pair / kPairs] + pair % kPairs * head_dim + column;
         u32x16 value[kCount];
 #pragma GCC unroll 8
@@ -96,11 +124,13 @@ PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile& tile, int6
 
 // out [kRows, head_dim] = factors out + weights v; weights: [kRows, kTileKeys / kPack] units.
 template <typename Format, int kRows>
-void weigh_tile(const uint32_t* weights, const Tile& tile, int64_t head_dim, const float* factors, float* out) {
+void weigh_tile(const uint32_t* weights, const Tile& tile, int64_t head_dim, const float* factors, const Prefetch& next,
+                float* out) {
     int64_t column = 0;
     for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns)
-        weigh_columns<Format, kRows, kColumns>(weights, tile, head_dim, column, factors, out);
-    for (; column < head_dim; column += 16) weigh_columns<Format, kRows, 1>(weights, tile, head_dim, column, factors, out);
+        weigh_columns<Format, kRows, kColumns>(weights, tile, head_dim, column, factors, next, out);
+    for (; column < head_dim; column += 16)
+        weigh_columns<Format, kRows, 1>(weights, tile, head_dim, column, factors, next, out);
 }
 
 // Caps scores [rows, kTileKeys], and masks those of keys that the row does not see.
@@ -159,7 +189,8 @@ struct BlockFunctions {
 
 template <typename Format, int... kRows>
 PAGODA_INLINE BlockFunctions<Format> block_functions(int rows, std::integer_sequence<int, kRows...>) {
-    static constexpr BlockFunctions<Format> functions[] = {{score_tile<Format, kRows + 1>, weigh_tile<Format, kRows + 1>}...};
+    static constexpr BlockFunctions<Format> functions[] = {
+        {score_tile<Format, kRows + 1>, weigh_tile<Format, kRows + 1>}...};
     return functions[rows - 1];
 }
 
@@ -170,31 +201,32 @@ inline int block_rows(int64_t first, int64_t rows) {
 }
 
 // Adds a tile to the state of one or two blocks of rows; q: [head_dim / kPack, rows of the block] units, for each.
-template <typename Format, typename Prefetch>
-void attend_group(Prefetch prefetch, const uint32_t* q, int first_rows, int second_rows, const Tile& tile, int64_t tile_start,
+// next: the tile to fetch meanwhile, or null.
+template <typename Format>
+void attend_group(const uint32_t* q, int first_rows, int second_rows, const Tile& tile, const Tile* next,
                   const int32_t* positions, const ScoreParams& params, int64_t head_dim, const RowState& state) {
     alignas(64) float scores[kGroupRows * kTileKeys];
     alignas(64) uint32_t weights[kGroupRows * kTileKeys / Format::kPack];
     alignas(64) float factors[16];
     const auto all = std::make_integer_sequence<int, kBlockRows>();
     const int rows = first_rows + second_rows;
-    const BlockFunctions<Format> first = block_functions<Format>(first_rows, all);
-    const BlockFunctions<Format> second = block_functions<Format>(second_rows ? second_rows : 1, all);
-    if (first_rows + second_rows <= kBlockRows) prefetch(0), prefetch(1); else prefetch(0);
-    first.score(q, tile, head_dim, params.scale, scores);
-    if (second_rows) prefetch(1);
+    const auto first = block_functions<Format>(first_rows, all);
+    const auto second = block_functions<Format>(std::max(second_rows, 1), all);
+    // Two blocks share the next tile.
+    const int half = second_rows ? kTileVectors / 2 : kTileVectors;
+
+    first.score(q, tile, head_dim, params.scale, prefetch_of(next, false, 0, half, q), scores);
     if (second_rows)
-        second.score(q + first_rows * head_dim / Format::kPack, tile, head_dim, params.scale, scores + first_rows * kTileKeys);
+        second.score(q + first_rows * head_dim / Format::kPack, tile, head_dim, params.scale,
+                     prefetch_of(next, false, half, kTileVectors, q), scores + first_rows * kTileKeys);
     const bool all_visible =
-        positions[0] >= tile_start + kTileKeys - 1 && positions[rows - 1] - int64_t(params.window) < tile_start;
-    if (!all_visible || params.soft_cap != 0.0f) adjust_scores(scores, rows, positions, tile_start, params);
+        positions[0] >= tile.start + kTileKeys - 1 && positions[rows - 1] - int64_t(params.window) < tile.start;
+    if (!all_visible || params.soft_cap != 0.0f) adjust_scores(scores, rows, positions, tile.start, params);
     update_softmax<Format>(scores, rows, state, weights, factors);
-    if (first_rows + second_rows <= kBlockRows) prefetch(2), prefetch(3); else prefetch(2);
-    first.weigh(weights, tile, head_dim, factors, state.out);
-    if (second_rows) prefetch(3);
+    first.weigh(weights, tile, head_dim, factors, prefetch_of(next, true, 0, half, q), state.out);
     if (second_rows)
         second.weigh(weights + first_rows * kTileKeys / Format::kPack, tile, head_dim, factors + first_rows,
-                     state.out + first_rows * head_dim);
+                     prefetch_of(next, true, half, kTileVectors, q), state.out + first_rows * head_dim);
 }
 
 }  // namespace pagoda

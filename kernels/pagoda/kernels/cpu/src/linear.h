@@ -1,31 +1,21 @@
 // What the linear layers of every weight format share: partition, threads, blocking, bias and rounding.
 //
 // Weights lie in panels of 32 output features, one after the other. A panel is a run of steps, each the weights of a
-// few inputs for the 32 outputs, and a tail: bias [32] float32, then what the format adds. Rows of x are packed in blocks
-// of as many rows as a tile's sums fit into registers: [steps][rows] words of 32 bits, each broadcast to all outputs.
+// few inputs for the 32 outputs, and a tail: bias [32] float32, then what the format adds. Rows of x are packed in
+// blocks of as many rows as a tile's sums fit into registers: [steps][rows] words of 32 bits, each broadcast to all
+// outputs.
 //
 // A sum runs over the steps in ascending order, one step after the other, whatever the number of rows and threads:
 // where it is interrupted, it waits in memory at full precision. So a row's bits depend on that row only.
 #pragma once
 
 #include <omp.h>
-#include <sched.h>
 #include <sys/mman.h>
 
-#include <atomic>
-#include <cstdlib>
-
-#include "vec.h"
-
-#ifdef __clang__
-#define PAGODA_UNROLL _Pragma("unroll")
-#else
-#define PAGODA_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "interleave.h"
+#include "work_sharing.h"
 
 namespace pagoda {
-
-constexpr int64_t kPanel = 32;
 
 // Bytes of a panel that pass by before the next block of rows: from L2 for all blocks but the first.
 constexpr int64_t kStripBytes = 64 << 10;
@@ -36,9 +26,6 @@ constexpr int64_t kGroupBytes = 384 << 10;
 constexpr int64_t kGroupRows = 240;
 // Rows that are packed at a time: bounds the workspace.
 constexpr int64_t kSlabRows = 960;
-constexpr int kMaxThreads = 256;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // x [rows, in_features] with rows x_stride elements apart; out [rows, out_features].
 struct LinearCall {
@@ -53,8 +40,8 @@ struct LinearCall {
     int num_threads;
 };
 
-// Weights that are needed soon: each step fetches `stride` bytes more of them into L2, at most two lines, so that memory
-// works while sums run.
+// Weights that are needed soon: each step fetches `stride` bytes more of them into L2, at most two lines, so that
+// memory works while sums run.
 struct Ahead {
     const char* from;
     int64_t stride;
@@ -87,88 +74,6 @@ struct Layout {
 
     int64_t bytes(int64_t out_features) const { return ceil_div(out_features, kPanel) * panel_bytes; }
     int64_t words_per_row() const { return Format::kRowWords + steps * Format::kStepWords; }
-};
-
-// Memory that grows and is used again; one per calling thread.
-class Workspace {
-   public:
-    ~Workspace() { std::free(memory_); }
-    uint32_t* words(int64_t count) {
-        if (count > size_) {
-            std::free(memory_);
-            size_ = ceil_div(count, 1024) * 1024;
-            memory_ = static_cast<uint32_t*>(std::aligned_alloc(64, size_ * sizeof(uint32_t)));
-        }
-        return memory_;
-    }
-
-   private:
-    uint32_t* memory_ = nullptr;
-    int64_t size_ = 0;
-};
-
-// Numbers [0, count) handed out to threads: each takes its own share, a contiguous one, and then what others left.
-class Tasks {
-   public:
-    Tasks(int64_t count, int num_threads) : num_threads_(num_threads) {
-        for (int i = 0; i < num_threads; i++) {
-            shares_[i].next.store(count * i / num_threads, std::memory_order_relaxed);
-            shares_[i].end = count * (i + 1) / num_threads;
-        }
-    }
-
-    template <typename Do>
-    void run(int thread, Do&& task) {
-        for (int i = 0; i < num_threads_; i++) {
-            Share& share = shares_[(thread + i) % num_threads_];
-            for (;;) {
-                const int64_t number = share.next.fetch_add(1, std::memory_order_relaxed);
-                if (number >= share.end) break;
-                task(number);
-            }
-        }
-    }
-
-   private:
-    struct alignas(64) Share {
-        std::atomic<int64_t> next;
-        int64_t end;
-    };
-    int num_threads_;
-    Share shares_[kMaxThreads];
-};
-
-// Whoever comes first packs; all wait until every block is packed, which may be before the last thread is awake.
-class Packing {
-   public:
-    explicit Packing(int64_t count) : count_(count) {}
-
-    template <typename Do>
-    void run(Do&& pack) {
-        for (;;) {
-            const int64_t number = next_.fetch_add(1, std::memory_order_relaxed);
-            if (number >= count_) break;
-            pack(number);
-            done_.fetch_add(1, std::memory_order_release);
-        }
-        for (int spins = 0; done_.load(std::memory_order_acquire) < count_; spins++) {
-            if (spins < kSpins)
-                relax();
-            else
-                sched_yield();
-        }
-    }
-
-   private:
-    static constexpr int kSpins = 4000;
-    static void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-        __builtin_ia32_pause();
-#endif
-    }
-    int64_t count_;
-    alignas(64) std::atomic<int64_t> next_{0};
-    alignas(64) std::atomic<int64_t> done_{0};
 };
 
 // A function of its own for each number of rows, so that its sums get the registers.
@@ -308,64 +213,6 @@ void linear(const LinearCall& call) {
             packing.run([&](int64_t block) { slab.pack(block); });
             tasks.run(omp_get_thread_num(), [&](int64_t task) { slab.multiply(task); });
         }
-    }
-}
-
-// Rows are read side by side, a line or two of each at a time, which the processor does not foresee.
-template <typename T>
-PAGODA_INLINE void fetch_columns(const T* from) {
-    __builtin_prefetch((const char*)from + 512, 0, 3);
-}
-
-// 16 values of a row, of which `count` exist; the rest is 0.
-template <typename T>
-PAGODA_INLINE f32x16 load_columns(const T* from, int64_t count) {
-    if (count >= 16) return load(from);
-    T lanes[16] = {};
-    if (count > 0) std::memcpy(lanes, from, count * sizeof(T));
-    return load(lanes);
-}
-
-// 16 x 16 words, rows to columns: four times, the upper eight rows are interleaved with the lower eight.
-PAGODA_INLINE void transpose(u32x16 (&rows)[16]) {
-    PAGODA_UNROLL
-    for (int round = 0; round < 4; round++) {
-        u32x16 next[16];
-        PAGODA_UNROLL
-        for (int i = 0; i < 8; i++) {
-            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            next[2 * i + 1] =
-                __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-        }
-        std::memcpy(rows, next, sizeof next);
-    }
-}
-
-// to[j * num_rows + i] = from[i][j], for up to 16 rows.
-PAGODA_INLINE void interleave(const uint32_t (*from)[16], int num_rows, int columns, uint32_t* to) {
-    if (num_rows == 1) {
-        std::memcpy(to, from[0], columns * sizeof(uint32_t));
-        return;
-    }
-    u32x16 words[16] = {};
-    for (int i = 0; i < num_rows; i++) words[i] = load_as<u32x16>(from[i]);
-    transpose(words);
-    for (int j = 0; j < columns; j++) {
-        // Whole vectors reach into columns that come later, but never behind the last one.
-        if (j * num_rows + 16 <= columns * num_rows)
-            std::memcpy(to + j * num_rows, &words[j], sizeof words[j]);
-        else
-            std::memcpy(to + j * num_rows, &words[j], num_rows * sizeof(uint32_t));
-    }
-}
-
-// to[j][i] = from[i][j]
-PAGODA_INLINE void interleave_panel(const uint32_t (*from)[16], int columns, uint32_t* to) {
-    for (int half = 0; half < 2; half++) {
-        u32x16 words[16];
-        std::memcpy(words, from + 16 * half, sizeof words);
-        transpose(words);
-        for (int j = 0; j < columns; j++) std::memcpy(to + j * kPanel + 16 * half, &words[j], sizeof words[j]);
     }
 }
 

@@ -53,8 +53,10 @@ struct Float32 {
     static void pack_panel(const T* weight, int64_t in_features, int outputs, char* to) {
         for (int64_t i = 0; i < in_features; i += 16) {
             uint32_t words[kPanel][16] = {};
-            for (int out = 0; out < outputs; out++)
+            for (int out = 0; out < outputs; out++) {
+                fetch_columns(weight + out * in_features + i);
                 store((float*)words[out], load_columns(weight + out * in_features + i, in_features - i));
+            }
             interleave_panel(words, in_features - i < 16 ? in_features - i : 16, (uint32_t*)to + i * kPanel);
         }
     }
@@ -83,8 +85,10 @@ struct Bf16 {
     static void pack_panel(const T* weight, int64_t in_features, int outputs, char* to) {
         for (int64_t i = 0; i < in_features; i += 32) {
             uint32_t words[kPanel][16] = {};
-            for (int out = 0; out < outputs; out++)
+            for (int out = 0; out < outputs; out++) {
+                fetch_columns(weight + out * in_features + i);
                 load_pairs(weight + out * in_features + i, in_features - i, words[out]);
+            }
             interleave_panel(words, pairs(in_features - i), (uint32_t*)to + i / 2 * kPanel);
         }
     }
@@ -148,7 +152,8 @@ struct Bf16 {
             PAGODA_UNROLL
             for (int half = 0; half < 2; half++) {
                 const u32x16 pairs = load_as<u32x16>(weights + 64 * half);
-                const f32x16 first = cast<f32x16>(u32x16(pairs << 16)), second = cast<f32x16>(u32x16(pairs & 0xffff0000));
+                const f32x16 first = cast<f32x16>(u32x16(pairs << 16));
+                const f32x16 second = cast<f32x16>(u32x16(pairs & 0xffff0000));
                 PAGODA_UNROLL
                 for (int row = 0; row < rows; row++) sums[row][half] += first * splat(cast<float>(x[row]));
                 PAGODA_UNROLL

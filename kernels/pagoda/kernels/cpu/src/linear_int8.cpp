@@ -72,7 +72,8 @@ struct Int8 {
     template <typename T>
     static void pack_panel(const T* weight, int64_t in_features, int outputs, char* to) {
         Scale scales[kPanel] = {};
-        for (int out = 0; out < outputs; out++) scales[out] = scale_of(largest(weight + out * in_features, in_features));
+        for (int out = 0; out < outputs; out++)
+            scales[out] = scale_of(largest(weight + out * in_features, in_features));
         for (int64_t i = 0; i < in_features; i += 64) {
             const int64_t left = in_features - i;
             uint32_t words[kPanel][16] = {};

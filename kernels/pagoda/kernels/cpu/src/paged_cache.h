@@ -8,6 +8,8 @@
 //     values: [num_kv_heads, block_size / kPack, head_dim], pairs of slots
 #pragma once
 
+#include <algorithm>
+
 #include "vec.h"
 
 namespace pagoda {
@@ -60,72 +62,66 @@ constexpr int kTileVectors = kTileKeys / 16;
 
 // 64 consecutive keys, the first at a multiple of 64, as 4 vectors of 16.
 struct Tile {
+    int64_t start;
     const uint32_t* keys[kTileVectors];    // [head_dim / kPack] rows of 16 units, key_stride apart
     const uint32_t* values[kTileVectors];  // [16 / kPack] rows of head_dim units
     int64_t key_stride;
     int first, last;  // vectors outside [first, last) have no key that was asked for, and no values
 };
 
-// Reads one head of a sequence. Nothing else knows how stored keys and values become units.
+// Reads keys [begin, end) of a sequence, for one head. Nothing else knows how stored keys and values become units.
 template <typename Format>
 class TileReader {
     static constexpr int kPack = Format::kPack;
 
-   public:
+  public:
     // buffer: 2 * kTileKeys * head_dim / kPack units, for vectors that cannot be used where they lie.
     TileReader(const void* k_cache, const void* v_cache, const int32_t* block_table, CacheShape shape, int64_t head,
-               uint32_t* buffer)
+               int64_t begin, int64_t end, uint32_t* buffer)
         : k_cache_((const uint32_t*)k_cache),
           v_cache_((const uint32_t*)v_cache),
           block_table_(block_table),
           shape_(shape),
           head_(head),
+          begin_(begin),
+          end_(end),
           direct_(shape.block_size % 16 == 0),
           buffer_(buffer) {}
 
-    // The tile at `start`; what is outside keys [begin, end) is not read from the cache: its values are 0, its keys
-    // anything.
-    Tile read(int64_t start, int64_t begin, int64_t end) const {
+    // Where the tile at `start` lies, which holds at least one of the keys.
+    Tile locate(int64_t start) const {
         Tile tile;
+        tile.start = start;
         tile.key_stride = direct_ ? shape_.block_size : 16;
-        tile.first = begin > start ? (begin - start) / 16 : 0;
-        tile.last = end < start + kTileKeys ? (end - start + 15) / 16 : kTileVectors;
+        tile.first = begin_ > start ? (begin_ - start) / 16 : 0;
+        tile.last = end_ < start + kTileKeys ? (end_ - start + 15) / 16 : kTileVectors;
         int64_t index = (start + 16 * tile.first) / shape_.block_size;
-        int64_t slot = (start + 16 * tile.first) - index * shape_.block_size;
+        int64_t slot = start + 16 * tile.first - index * shape_.block_size;
         for (int i = tile.first; i < tile.last; i++, slot += 16) {
-            const int64_t key = start + 16 * i;
-            const bool whole = begin <= key && key + 16 <= end;
-            if (direct_) {
-                if (slot == shape_.block_size) index++, slot = 0;
-                const BlockHead<Format> block = {shape_, block_table_[index], head_};
-                tile.keys[i] = k_cache_ + block.key_row(0) + slot;
-                tile.values[i] = v_cache_ + block.value_row(slot);
-            }
-            if (!direct_ || !whole) {
-                uint32_t* const units = buffer_ + 32 * i * shape_.head_dim / kPack;
-                const int64_t from = begin > key ? begin : key, to = end < key + 16 ? end : key + 16;
-                if (!direct_) tile.keys[i] = gather_keys(units, key, from, to);
-                tile.values[i] = gather_values(units + 16 * shape_.head_dim / kPack, key, from, to);
-            }
+            for (; slot >= shape_.block_size; slot -= shape_.block_size) index++;
+            const BlockHead<Format> block = {shape_, block_table_[index], head_};
+            tile.keys[i] = k_cache_ + block.key_row(0) + slot;
+            tile.values[i] = v_cache_ + block.value_row(slot);
         }
-        for (int i = 0; i < kTileVectors; i++)
-            if (i < tile.first || i >= tile.last) tile.keys[i] = tile.keys[tile.first];
         return tile;
     }
 
-    // Asks for 16 keys and their values that will be read soon.
-    void prefetch(int64_t key) const {
-        if (!direct_) return;
-        const int64_t slot = key % shape_.block_size;
-        const BlockHead<Format> block = block_of(key);
-        const uint32_t *keys = k_cache_ + block.key_row(0) + slot, *values = v_cache_ + block.value_row(slot);
-        for (int64_t i = 0; i < shape_.head_dim / kPack; i++) {
-            __builtin_prefetch(keys + i * shape_.block_size, 0, 2);
-            __builtin_prefetch(values + 16 * i, 0, 2);
+    // Makes a located tile ready to be multiplied: gathers vectors that no block holds in one piece, and clears values of
+    // keys that were not asked for, since 0 * NaN is NaN. Those keys are anything.
+    void complete(Tile& tile) const {
+        for (int i = tile.first; i < tile.last; i++) {
+            const int64_t key = tile.start + 16 * i;
+            if (direct_ && begin_ <= key && key + 16 <= end_) continue;
+            uint32_t* const units = buffer_ + 32 * i * shape_.head_dim / kPack;
+            const int64_t from = std::max(begin_, key), to = std::min(end_, key + 16);
+            if (!direct_) tile.keys[i] = gather_keys(units, key, from, to);
+            tile.values[i] = gather_values(units + 16 * shape_.head_dim / kPack, key, from, to);
         }
+        for (int i = 0; i < kTileVectors; i++)
+            if (i < tile.first || i >= tile.last) tile.keys[i] = tile.keys[tile.first];
     }
 
-   private:
+  private:
     BlockHead<Format> block_of(int64_t key) const { return {shape_, block_table_[key / shape_.block_size], head_}; }
 
     // Keys [from, to) of the vector that starts with `key`.
@@ -155,8 +151,8 @@ class TileReader {
     const uint32_t *k_cache_, *v_cache_;
     const int32_t* block_table_;
     CacheShape shape_;
-    int64_t head_;
-    bool direct_;
+    int64_t head_, begin_, end_;
+    bool direct_;  // vectors can be used where they lie
     uint32_t* buffer_;
 };
 
