@@ -1,6 +1,7 @@
 # make serve    set up once, then run the whole stack on 127.0.0.1:8000   (options: make serve ARGS="--port 9000")
 # make test     set up once, then every test
 # make verify   lint, types, protos, generated code: never writes          (its twin that only writes: make fix)
+# make gpu-check, make gpu-bench    the GPU's kernels: right, and how fast; PYTHON needs torch, triton, numpy and pytest
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ ROOTS := services kernels
 CHECKED := $(ROOTS) tests protos
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: serve test verify fix gen lock clean
+.PHONY: serve test verify gpu-check gpu-bench fix gen lock clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.runtime
@@ -24,6 +25,12 @@ verify: $(VENV)/.dev
 	$(BIN)/mypy $(ROOTS)
 	$(BIN)/python protos/generate.py --lint
 	$(BIN)/python protos/generate.py --check
+
+gpu-check:
+	PYTHONPATH=kernels $(PYTHON) -m pytest tests/gpu
+
+gpu-bench:
+	PYTHONPATH=kernels $(PYTHON) tests/gpu/bench.py --json gpu-bench.json
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(CHECKED)

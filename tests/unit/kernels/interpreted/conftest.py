@@ -1,0 +1,19 @@
+"""Tests of Triton kernels in Triton's interpreter, which a process has from its start or not at all.
+
+`../test_triton_interpreted.py` runs them in a process of their own; others pass them over.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+
+# triton_cases stands there.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+torch.set_num_threads(1)
