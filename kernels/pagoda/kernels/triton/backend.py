@@ -105,7 +105,7 @@ class TritonBackend:
         """deterministic: a decoding row's bits do not depend on the rest of the batch, at the cost of some speed in
         small batches
 
-        split_len: fixes the splits' length, a multiple of 256, where DETERMINISTIC_SPLIT does not suit (contexts of
+        split_len: fixes the splits' length, a multiple of 128, where DETERMINISTIC_SPLIT does not suit (contexts of
         100,000 tokens want longer splits)
         """
         if split_len is None and deterministic:

@@ -24,7 +24,7 @@ from pagoda.kernels.triton.softmax import LOG2_E, attend_keys
 from pagoda.kernels.triton.tuning import MIN_ROWS, Tuning, head_width, num_processors, tuning_for
 
 # Shorter splits cost more to merge than they gain.
-_MIN_SPLIT = 256
+_MIN_SPLIT = 128
 # Programs per processor that hide each other's latency, a few waves of them.
 _PROGRAMS_PER_PROCESSOR = 6
 # Splits that the merging kernel takes at a time.

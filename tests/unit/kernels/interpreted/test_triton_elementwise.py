@@ -33,8 +33,10 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 
 def assert_last_bit(out: Tensor, expected: Tensor, units: float = 1.0) -> None:
-    """Equal but for a rounding of the last place: sums run in another order."""
+    """Equal but for a rounding of the last place now and then: sums run in another order."""
     assert out.dtype == expected.dtype
+    if out.dtype != torch.float32:
+        assert (out == expected).float().mean() > 0.9
     epsilon = max(torch.finfo(expected.dtype).eps, 1e-6)
     torch.testing.assert_close(out.float(), expected.float(), rtol=units * epsilon, atol=1e-6)
 
@@ -81,8 +83,9 @@ def test_rotation_and_store(dim: int, half: int, norm_dtype: torch.dtype | None)
     weights = {"q_norm": norm.q_weight, "k_norm": norm.k_weight, "eps": norm.eps} if norm else {}
     queries = plan.rope_and_store(fused, *rope, *caches, AttentionParams(1.0), **weights)
     # A norm's sum in another order can move a rounding, and the rotation adds two such numbers.
-    torch.testing.assert_close(queries, expected_q, rtol=2**-10, atol=2**-9)
-    torch.testing.assert_close(caches, expected_caches, rtol=2**-10, atol=2**-9)
+    for new, expected in ((queries, expected_q), (caches, expected_caches)):
+        torch.testing.assert_close(new, expected, rtol=2**-10, atol=2**-9)
+        assert (new == expected).float().mean() > 0.9
     assert torch.equal(fused[:, heads:], qkv[:, heads:])
 
     separate, other_caches = qkv.clone(), torch.zeros_like(caches)
@@ -108,6 +111,8 @@ def test_float8_store(target: str) -> None:
     """Scaled, bounded, and rounded to the nearest."""
     scale, others = 0.5, 1.75
     k = randn(5, 2, 16) * torch.logspace(-5.0, 4.0, 16)
+    # Halfway between two numbers, of which the even one is taken.
+    k[0, 0] = torch.tensor([1.0625, 1.1875, -1.3125, 17.0, 19.0, 2**-10, 3 * 2**-10, 432.0] * 2) * scale
     if target == "sm_90":
         # The interpreter's own conversion does not round rightly: numbers that need no rounding, and some too large.
         k = (k.clamp(-448, 448).to(torch.float8_e4m3fn).float() * 4).clamp(-2000, 2000) * scale
