@@ -144,7 +144,7 @@ __attribute__((noinline)) inline void adjust_scores(float* scores, int rows, con
             if (params.soft_cap != 0.0f) score = tanh(score) * params.soft_cap;
             // How far before the row the key is.
             const i32x16 distance = int32_t(positions[r] - tile_start - 16 * i) - lanes;
-            store(at, (distance >= 0) & (distance < params.window) ? score : splat(kMasked));
+            store(at, ((distance >= 0) & (distance < params.window)) ? score : splat(kMasked));
         }
     }
 }
