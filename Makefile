@@ -10,7 +10,7 @@ ROOTS := services kernels
 CHECKED := $(ROOTS) tests protos
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: serve test verify gpu-check gpu-bench fix gen lock clean
+.PHONY: serve test verify gpu-check compile-all gpu-bench fix gen lock clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.runtime
@@ -27,7 +27,11 @@ verify: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
 
 gpu-check:
-	PYTHONPATH=kernels $(PYTHON) -m pytest tests/gpu
+	PYTHONPATH=services:kernels $(PYTHON) -m pytest tests/gpu
+
+# Minutes: every kernel, shape and target.
+compile-all: $(VENV)/.dev
+	PAGODA_COMPILE_ALL=1 $(BIN)/python -m pytest tests/unit/kernels/test_triton_compiles.py
 
 gpu-bench:
 	PYTHONPATH=kernels $(PYTHON) tests/gpu/bench.py --json gpu-bench.json
