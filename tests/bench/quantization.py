@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from report import circumstances, table
 
 from pagoda.bundled import CHAT_MODEL
-from pagoda.bundled.corpus import encode
-from pagoda.bundled.evaluate import held_out_samples
+from pagoda.bundled.evaluate import held_out_samples, to_row
 from pagoda.bundled.export import load_exported
 from pagoda.executor.batch import StepInputs
 from pagoda.executor.config import ExecutorOptions
@@ -36,11 +34,6 @@ BLOCK_SIZE = 16
 
 Row = tuple[list[int], int]
 """Token ids, and how many of them at the end are the answer."""
-
-
-def to_row(token_ids: list[int], is_own: Sequence[bool]) -> Row:
-    token_ids, is_own = token_ids[:-1], is_own[:-1]  # the line break behind the end mark
-    return token_ids, next(i for i, own in enumerate(reversed(is_own)) if not own)
 
 
 def log_probabilities(runner: Runner, row: Row) -> tuple[torch.Tensor, bool]:
@@ -76,7 +69,7 @@ def main() -> None:
     print(circumstances())
     _, tokenizer = load_exported(CHAT_MODEL)
     tasks = {
-        task: [to_row(*encode(tokenizer, sample.messages, sample.tools)) for sample in samples]
+        task: [to_row(tokenizer, sample) for sample in samples]
         for task, samples in held_out_samples(args.samples, args.seed).items()
     }
     lines = []

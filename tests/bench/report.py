@@ -9,25 +9,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pagoda.bench.circumstances import processor
+
 
 def circumstances() -> str:
     """Hardware, Python, commit, date and what else the machine does."""
     load = ", ".join(f"{average:.2f}" for average in os.getloadavg())
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{_hardware()}; Python {platform.python_version()}; commit {_commit()}; {now}; load average {load}"
+    return f"{processor()}; Python {platform.python_version()}; commit {_commit()}; {now}; load average {load}"
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A markdown table."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _hardware() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    return f"{len(models)} x {models[0]}" if models else platform.processor()
 
 
 def _commit() -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 def circumstances() -> str:
     """One line, without an end."""
-    return f"pagoda {version('pagoda')}, Python {platform.python_version()} on {_processor()}"
+    return f"pagoda {version('pagoda')}, Python {platform.python_version()} on {processor()}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Cores and their model."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

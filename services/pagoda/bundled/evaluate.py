@@ -39,7 +39,7 @@ def held_out_samples(samples: int, seed: int) -> dict[str, list[Sample]]:
 
 def accuracy(model: Llama, tokenizer: Tokenizer, samples: Sequence[Sample]) -> float:
     """Share of samples whose answer greedy decoding reproduces."""
-    rows = sorted((_row(tokenizer, sample) for sample in samples), key=lambda row: len(row[0]))
+    rows = sorted((to_row(tokenizer, sample) for sample in samples), key=lambda row: len(row[0]))
     solved = 0
     while rows:
         # Ascending lengths: the longest of a pass bounds the padding of all of it.
@@ -51,7 +51,7 @@ def accuracy(model: Llama, tokenizer: Tokenizer, samples: Sequence[Sample]) -> f
     return solved / len(samples)
 
 
-def _row(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], int]:
+def to_row(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], int]:
     """Token ids, and how many of them at the end are the answer."""
     ids, own = encode(tokenizer, sample.messages, sample.tools)
     ids, own = ids[:-1], own[:-1]  # the line break behind the end mark

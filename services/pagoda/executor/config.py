@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from pagoda.options import option
 
+KERNELS = ("auto", "reference", "cpu")
+QUANTIZATIONS = ("none", "int8", "int4")
+
 
 @dataclass(frozen=True)
 class ExecutorOptions:
@@ -29,12 +32,12 @@ class ExecutorOptions:
     kernels: str = option(
         "auto",
         "What computes: native kernels (cpu) or torch alone (reference); auto takes the fastest that is possible.",
-        choices=("auto", "reference", "cpu"),
+        choices=KERNELS,
     )
     quantization: str = option(
         "none",
         "Rounds the weights of linear layers to 8 or 4 bits while loading; see the README for what that costs.",
-        choices=("none", "int8", "int4"),
+        choices=QUANTIZATIONS,
     )
     load_format: str = option("auto", "dummy: random weights instead of the checkpoint's.", choices=("auto", "dummy"))
     max_model_len: int | None = option(

@@ -24,9 +24,6 @@ from pagoda.kernels.reference.elementwise import ReferenceElementwise
 
 logger = logging.getLogger(__name__)
 
-KERNELS = ("auto", "reference", "cpu")
-QUANTIZATIONS = ("none", "int8", "int4")
-
 
 @dataclass(frozen=True)
 class Kernels:
@@ -52,8 +49,8 @@ def select_kernels(
     name: str = "auto",
     quantization: str = "none",
 ) -> Kernels:
-    """name: one of KERNELS; auto takes the fastest that can compute the model here
-    quantization: one of QUANTIZATIONS, of the linear layers' weights
+    """name: one of `config.KERNELS`; auto takes the fastest that can compute the model here
+    quantization: one of `config.QUANTIZATIONS`, of the linear layers' weights
 
     Raises ValueError, naming the option to change, for what cannot be.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pagoda.executor.models.rope import RopeConfig
+from pagoda.kernels.attention import AttentionParams
 from pagoda.kernels.elementwise import Activation
 
 
@@ -70,3 +71,7 @@ class ModelConfig:
 
     tied_embeddings: bool = False
     """The embedding is also the output head."""
+
+    def attention(self, layer: int) -> AttentionParams:
+        """What the attention of a layer computes."""
+        return AttentionParams(self.attention_scale, self.layers[layer].sliding_window, self.attention_soft_cap)

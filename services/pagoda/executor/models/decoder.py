@@ -17,7 +17,7 @@ from torch import Tensor
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.linear import DenseLinear, Linear
 from pagoda.executor.models.rope import rope_table
-from pagoda.kernels.attention import AttentionParams, AttentionPlan
+from pagoda.kernels.attention import AttentionPlan
 from pagoda.kernels.elementwise import Elementwise, HeadNorm, Rope
 from pagoda.kernels.reference.elementwise import ReferenceElementwise
 
@@ -53,6 +53,12 @@ class LayerWeights:
     attention_out_norm: Tensor | None = None
     mlp_out_norm: Tensor | None = None
 
+    def head_norm(self, eps: float) -> HeadNorm | None:
+        """Of queries and keys; None where the family has none."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return HeadNorm(self.q_norm, self.k_norm, eps)
+
     @property
     def num_bytes(self) -> int:
         """Memory of all of it."""
@@ -79,6 +85,11 @@ class DecoderWeights:
     norm: Tensor
     head: Linear
     """[C] -> [vocab_size]. Made of the embedding where the two are tied."""
+
+    @property
+    def next_norms(self) -> list[Tensor]:
+        """The norm behind each layer: the next one's first, then that of all."""
+        return [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
 
     @property
     def num_bytes(self) -> int:
@@ -144,8 +155,7 @@ class Decoder:
             self._layers_over(kv).run(x, normed, ropes, plan)
             return normed
         # What a layer adds is added together with the next norm.
-        next_norms = [*(layer.attention_norm for layer in self.weights.layers[1:]), self.weights.norm]
-        for layer, layer_kv, next_norm in zip(self._layers, kv, next_norms, strict=True):
+        for layer, layer_kv, next_norm in zip(self._layers, kv, self.weights.next_norms, strict=True):
             delta = layer.forward(x, normed, ropes, layer_kv, plan)
             normed = self._elementwise.add_rms_norm(x, delta, next_norm, eps)
         return normed
@@ -177,12 +187,8 @@ class _Layer:
         self._num_kv_heads = config.num_kv_heads
         self._activation = config.activation
         self._elementwise = elementwise
-        self._attention = AttentionParams(
-            config.attention_scale, config.layers[index].sliding_window, config.attention_soft_cap
-        )
-        self._head_norm = None
-        if weights.q_norm is not None and weights.k_norm is not None:
-            self._head_norm = HeadNorm(weights.q_norm, weights.k_norm, config.norm_eps)
+        self._attention = config.attention(index)
+        self._head_norm = weights.head_norm(config.norm_eps)
 
     def forward(self, x: Tensor, normed: Tensor, ropes: Sequence[Rope], kv: KvLayer, plan: AttentionPlan) -> Tensor:
         """x: [T, C] the residual stream, to which attention is added in place; normed: its norm.

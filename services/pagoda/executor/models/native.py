@@ -8,37 +8,30 @@ from collections.abc import Sequence
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import DecoderWeights, KvLayer
 from pagoda.executor.models.linear import Linear
-from pagoda.kernels.attention import AttentionParams
 from pagoda.kernels.cpu.layers import CpuLayer, CpuLayers, CpuLayerShape
 from pagoda.kernels.cpu.linear import CpuLinear
-from pagoda.kernels.elementwise import HeadNorm
 
 
 def cpu_layers(
     library: ctypes.CDLL, config: ModelConfig, weights: DecoderWeights, ropes: Sequence[int], kv: Sequence[KvLayer]
 ) -> CpuLayers:
     """weights: of `CpuLinear`s; ropes: which of a step's ropes each layer takes."""
-    layers = []
-    next_norms = [*(layer.attention_norm for layer in weights.layers[1:]), weights.norm]
-    for layer, own, rope, next_norm in zip(weights.layers, config.layers, ropes, next_norms, strict=True):
-        head_norm = None
-        if layer.q_norm is not None and layer.k_norm is not None:
-            head_norm = HeadNorm(layer.q_norm, layer.k_norm, config.norm_eps)
-        layers.append(
-            CpuLayer(
-                qkv=_native(layer.qkv),
-                o=_native(layer.o),
-                gate_up=_native(layer.gate_up),
-                down=_native(layer.down),
-                attention_out_norm=layer.attention_out_norm,
-                mlp_norm=layer.mlp_norm,
-                mlp_out_norm=layer.mlp_out_norm,
-                next_norm=next_norm,
-                head_norm=head_norm,
-                attention=AttentionParams(config.attention_scale, own.sliding_window, config.attention_soft_cap),
-                rope=rope,
-            )
+    layers = [
+        CpuLayer(
+            qkv=_native(layer.qkv),
+            o=_native(layer.o),
+            gate_up=_native(layer.gate_up),
+            down=_native(layer.down),
+            attention_out_norm=layer.attention_out_norm,
+            mlp_norm=layer.mlp_norm,
+            mlp_out_norm=layer.mlp_out_norm,
+            next_norm=next_norm,
+            head_norm=layer.head_norm(config.norm_eps),
+            attention=config.attention(i),
+            rope=rope,
         )
+        for i, (layer, rope, next_norm) in enumerate(zip(weights.layers, ropes, weights.next_norms, strict=True))
+    ]
     shape = CpuLayerShape(config.num_heads, config.num_kv_heads, config.head_dim, config.activation, config.norm_eps)
     return CpuLayers(library, shape, layers, kv)
 
