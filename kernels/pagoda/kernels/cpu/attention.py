@@ -10,17 +10,13 @@ chunks, or on the number of threads.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pagoda.kernels.attention import AttentionBatch, AttentionParams
-from pagoda.kernels.cpu.library import CompilerError, library
-
-_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+from pagoda.kernels.cpu.library import FLOAT, INT, POINTER, SIZE, CompilerError, declared, library
 
 _DTYPES = (torch.bfloat16, torch.float32)
 _MAX_HEAD_DIM = 256
@@ -40,11 +36,11 @@ class _PlanSizes(ctypes.Structure):
     """As in src/attention_plan.h."""
 
     _fields_ = (
-        ("num_items", _SIZE),
-        ("num_merges", _SIZE),
-        ("partial_rows", _SIZE),
-        ("most_rows", _SIZE),
-        ("num_threads", _SIZE),
+        ("num_items", SIZE),
+        ("num_merges", SIZE),
+        ("partial_rows", SIZE),
+        ("most_rows", SIZE),
+        ("num_threads", SIZE),
     )
 
 
@@ -195,18 +191,18 @@ class _Functions:
     """The library's functions, and memory for them."""
 
     def __init__(self, loaded: ctypes.CDLL) -> None:
-        self.plan = _function(loaded.pagoda_plan_attention, [_POINTER, _POINTER, *[_SIZE] * 6, _POINTER, _POINTER])
-        self.store = _function(
+        self.plan = declared(loaded.pagoda_plan_attention, [POINTER, POINTER, *[SIZE] * 6, POINTER, POINTER])
+        self.store = declared(
             loaded.pagoda_store_kv,
-            [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, *[_SIZE] * 4, _INT, _INT],
+            [POINTER, POINTER, SIZE, SIZE, POINTER, POINTER, POINTER, *[SIZE] * 4, INT, INT],
         )
-        self.workspace_bytes = _function(loaded.pagoda_attention_workspace, [_POINTER, _SIZE, _SIZE], _SIZE)
-        self.attend = _function(
+        self.workspace_bytes = declared(loaded.pagoda_attention_workspace, [POINTER, SIZE, SIZE], SIZE)
+        self.attend = declared(
             loaded.pagoda_attend,
             [
-                *(_POINTER, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE),
-                *(_SIZE, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT, _INT, _INT),
-                *(_POINTER, _POINTER, _POINTER),
+                *(POINTER, SIZE, POINTER, POINTER, POINTER, POINTER, SIZE),
+                *(SIZE, SIZE, SIZE, SIZE, FLOAT, FLOAT, INT, INT),
+                *(POINTER, POINTER, POINTER),
             ],
         )
         self._workspace = torch.empty(0, dtype=torch.uint8)
@@ -218,11 +214,6 @@ class _Functions:
             # The C++ keeps whole vectors in it.
             assert self._workspace.data_ptr() % 64 == 0
         return self._workspace.data_ptr()
-
-
-def _function(function: Any, argument_types: Sequence[type], result_type: type | None = None) -> Any:
-    function.argtypes, function.restype = argument_types, result_type
-    return function
 
 
 def _dense_tokens(x: Tensor) -> Tensor:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pagoda.kernels.cpu.library import FLOAT, INT, POINTER, SIZE, declared
 from pagoda.kernels.elementwise import Activation, HeadNorm, Rope
-
-_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
 
 class CpuElementwise:
     """See `Elementwise`."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._rms_norm = _function(library.pagoda_rms_norm, [*[_POINTER] * 4, _SIZE, _SIZE, _FLOAT, _INT, _INT, _INT])
-        self._norm_and_rotate = _function(
+        self._rms_norm = declared(library.pagoda_rms_norm, [*[POINTER] * 4, SIZE, SIZE, FLOAT, INT, INT, INT])
+        self._norm_and_rotate = declared(
             library.pagoda_norm_and_rotate,
-            [_POINTER, *[_SIZE] * 5, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER, _SIZE, _INT, _INT, _INT],
+            [POINTER, *[SIZE] * 5, POINTER, POINTER, FLOAT, POINTER, POINTER, SIZE, INT, INT, INT],
         )
-        self._activate_and_multiply = _function(
-            library.pagoda_activate_and_multiply, [_POINTER, _POINTER, _SIZE, _SIZE, _INT, _INT, _INT]
+        self._activate_and_multiply = declared(
+            library.pagoda_activate_and_multiply, [POINTER, POINTER, SIZE, SIZE, INT, INT, INT]
         )
 
     @staticmethod
@@ -92,8 +90,3 @@ class CpuElementwise:
             torch.get_num_threads(),
         )
         return out
-
-
-def _function(function: Any, argument_types: list[Any]) -> Any:
-    function.argtypes, function.restype = argument_types, None
-    return function

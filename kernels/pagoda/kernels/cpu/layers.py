@@ -14,10 +14,9 @@ from torch import Tensor
 
 from pagoda.kernels.attention import AttentionParams, AttentionPlan
 from pagoda.kernels.cpu.attention import CpuPlan, window_tokens
+from pagoda.kernels.cpu.library import FLOAT, INT, POINTER, SIZE, declared
 from pagoda.kernels.cpu.linear import CpuLinear
 from pagoda.kernels.elementwise import Activation, HeadNorm, Rope
-
-_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ class CpuLayers:
         kv: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
         """kv: per layer k_cache and v_cache, [num_blocks, block_size, num_kv_heads, head_dim]."""
-        self._run = library.pagoda_run_layers
-        self._run.argtypes, self._run.restype = [_POINTER, _POINTER, _POINTER], None
+        self._run = declared(library.pagoda_run_layers, [POINTER, POINTER, POINTER])
         self._shape = shape
         self._kept = (layers, kv)
         first = layers[0]
@@ -158,58 +156,58 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = (("multiply", _POINTER), ("panels", _POINTER), ("out_features", _SIZE), ("in_features", _SIZE))
+    _fields_ = (("multiply", POINTER), ("panels", POINTER), ("out_features", SIZE), ("in_features", SIZE))
 
 
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _Linear) for name in ("qkv", "o", "gate_up", "down")),
         *(
-            (name, _POINTER)
+            (name, POINTER)
             for name in (
                 *("attention_out_norm", "mlp_norm", "mlp_out_norm", "next_norm"),
                 *("q_norm", "k_norm", "k_cache", "v_cache"),
             )
         ),
-        ("scale", _FLOAT),
-        ("soft_cap", _FLOAT),
-        *((name, _INT) for name in ("window", "rope", "layout")),
+        ("scale", FLOAT),
+        ("soft_cap", FLOAT),
+        *((name, INT) for name in ("window", "rope", "layout")),
     )
 
 
 class _Shape(ctypes.Structure):
     _fields_ = (
         *(
-            (name, _SIZE)
+            (name, SIZE)
             for name in (
                 *("num_layers", "hidden_size", "num_heads", "num_kv_heads"),
                 *("head_dim", "intermediate_size", "block_size"),
             )
         ),
-        ("eps", _FLOAT),
-        *((name, _INT) for name in ("is_bf16", "is_norm_bf16", "is_head_norm_bf16", "is_gelu")),
+        ("eps", FLOAT),
+        *((name, INT) for name in ("is_bf16", "is_norm_bf16", "is_head_norm_bf16", "is_gelu")),
     )
 
 
 class _Rope(ctypes.Structure):
-    _fields_ = (("cosine", _POINTER), ("sine", _POINTER), ("half", _SIZE))
+    _fields_ = (("cosine", POINTER), ("sine", POINTER), ("half", SIZE))
 
 
 class _Layout(ctypes.Structure):
-    _fields_ = (("items", _POINTER), ("sizes", _POINTER))
+    _fields_ = (("items", POINTER), ("sizes", POINTER))
 
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        ("num_tokens", _SIZE),
-        *((name, _POINTER) for name in ("ropes", "layouts", "slot_mapping", "block_tables")),
-        ("block_tables_stride", _SIZE),
+        ("num_tokens", SIZE),
+        *((name, POINTER) for name in ("ropes", "layouts", "slot_mapping", "block_tables")),
+        ("block_tables_stride", SIZE),
         *(
-            (name, _POINTER)
+            (name, POINTER)
             for name in (
                 *("attention_workspace", "x", "normed"),
                 *("qkv", "attended", "gate_up", "activated", "delta"),
             )
         ),
-        ("num_threads", _INT),
+        ("num_threads", INT),
     )

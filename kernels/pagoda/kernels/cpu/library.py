@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +47,10 @@ _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-con
 _WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 
 
+# C types of arguments.
+POINTER, SIZE, FLOAT, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+
+
 class CompilerError(RuntimeError):
     """No compiler, or one that fails."""
 
@@ -61,6 +66,12 @@ def library(level: str | None = None) -> ctypes.CDLL | None:
     # torch has loaded its libgomp, and whoever asks for the same name gets that one.
     assert torch.get_num_threads() > 0
     return ctypes.CDLL(str(path))
+
+
+def declared(function: Any, argument_types: Sequence[Any], result_type: Any = None) -> Any:
+    """A function of the library, told what it takes and returns."""
+    function.argtypes, function.restype = argument_types, result_type
+    return function
 
 
 def best_level() -> str:

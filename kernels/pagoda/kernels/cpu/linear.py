@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pagoda.kernels.cpu.library import INT, POINTER, SIZE, declared
+
 Storage = Literal["bfloat16", "float32", "int8", "int4"]
 """How weights are stored, and what a product with them is.
 
@@ -19,8 +21,6 @@ int8: a scale per output; rows of x are rounded to 8 bits too, each with a scale
 int4: 4.5 bits per weight: 16 values that are denser around 0, a scale per output and 32 inputs; x is rounded to 8 bits
 with a scale per row and 32 inputs
 """
-
-_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 _MAX_INT8_INPUTS = 66_311
 """Beyond, an int32 sum of products of 8-bit numbers could overflow."""
@@ -57,13 +57,15 @@ class CpuLinear:
         if self._storage == "int8" and self.in_features > _MAX_INT8_INPUTS:
             raise ValueError(f"int8 takes at most {_MAX_INT8_INPUTS} input features, not {self.in_features}")
         self._out_dtype = out_dtype
-        size = getattr(library, f"pagoda_linear_{self._storage}_bytes")
-        size.argtypes, size.restype = [_SIZE, _SIZE], _SIZE
-        pack = getattr(library, f"pagoda_linear_{self._storage}_pack")
-        pack.argtypes, pack.restype = [_POINTER, _INT, _POINTER, _POINTER, _SIZE, _SIZE, _INT], None
-        self._multiply = getattr(library, f"pagoda_linear_{self._storage}")
-        self._multiply.argtypes = [_POINTER, _SIZE, _INT, _SIZE, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT]
-        self._multiply.restype = None
+        size = declared(getattr(library, f"pagoda_linear_{self._storage}_bytes"), [SIZE, SIZE], SIZE)
+        pack = declared(
+            getattr(library, f"pagoda_linear_{self._storage}_pack"),
+            [POINTER, INT, POINTER, POINTER, SIZE, SIZE, INT],
+        )
+        self._multiply = declared(
+            getattr(library, f"pagoda_linear_{self._storage}"),
+            [POINTER, SIZE, INT, SIZE, POINTER, SIZE, SIZE, POINTER, INT, INT],
+        )
 
         weight = weight.detach().contiguous()
         bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
@@ -109,7 +111,7 @@ class CpuLinear:
     @property
     def function_pointer(self) -> int:
         """Of the C function that multiplies, for other C functions."""
-        address = ctypes.cast(self._multiply, _POINTER).value
+        address = ctypes.cast(self._multiply, POINTER).value
         assert address
         return address
 
