@@ -5,6 +5,7 @@
 
 #include "attention_plan.h"
 #include "attention_tile.h"
+#include "exports.h"
 
 namespace pagoda {
 namespace {

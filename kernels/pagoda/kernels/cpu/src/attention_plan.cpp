@@ -1,5 +1,6 @@
 // Lays out one step's attention: which rows meet which keys, and on how many threads.
 #include "attention_plan.h"
+#include "exports.h"
 
 #include <algorithm>
 

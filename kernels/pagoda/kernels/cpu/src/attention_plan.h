@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#define PAGODA_EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace pagoda {
 
 // Keys are summed up in splits at fixed positions, and splits are merged in order, whichever thread computed them: so

@@ -1,4 +1,5 @@
 // Norms, rotary embedding and gated activations, each rounding where the checkpoints' own code rounds.
+#include "exports.h"
 #include "vec.h"
 
 namespace pagoda {
@@ -136,8 +137,6 @@ void activate_and_multiply(const T* gate_up, T* out, int64_t rows, int64_t width
 }  // namespace pagoda
 
 using pagoda::bf16;
-
-#define PAGODA_EXPORT extern "C" __attribute__((visibility("default")))
 
 // x [rows, dim] gets delta [rows, dim] added, unless that is null, and out [rows, dim] is x / rms(x) * weight.
 PAGODA_EXPORT void pagoda_rms_norm(void* x, const void* delta, const void* weight, void* out, int64_t rows, int64_t dim,

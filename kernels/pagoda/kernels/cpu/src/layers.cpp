@@ -1,23 +1,5 @@
 // All layers of a decoder in one call: what decoder.py does layer by layer, without going back to Python in between.
-#include <cstdint>
-
-#define PAGODA_IMPORT extern "C"
-
-PAGODA_IMPORT void pagoda_rms_norm(void* x, const void* delta, const void* weight, void* out, int64_t rows, int64_t dim,
-                                   float eps, int32_t is_bf16, int32_t is_weight_bf16, int32_t num_threads);
-PAGODA_IMPORT void pagoda_norm_and_rotate(void* qkv, int64_t rows, int64_t row_size, int64_t num_heads,
-                                          int64_t num_kv_heads, int64_t head_dim, const void* q_weight,
-                                          const void* k_weight, float eps, const float* cosine, const float* sine,
-                                          int64_t half, int32_t is_bf16, int32_t is_weight_bf16, int32_t num_threads);
-PAGODA_IMPORT void pagoda_activate_and_multiply(const void* gate_up, void* out, int64_t rows, int64_t width,
-                                                int32_t is_gelu, int32_t is_bf16, int32_t num_threads);
-PAGODA_IMPORT void pagoda_store_kv(const void* k, const void* v, int64_t k_stride, int64_t v_stride, void* k_cache,
-                                   void* v_cache, const int64_t* slot_mapping, int64_t num_tokens, int64_t num_kv_heads,
-                                   int64_t head_dim, int64_t block_size, int32_t is_bf16, int32_t num_threads);
-PAGODA_IMPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, const void* k_cache, const void* v_cache,
-                                 const int32_t* block_tables, int64_t block_tables_stride, int64_t num_heads,
-                                 int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float soft_cap,
-                                 int32_t window, int32_t is_bf16, const void* items, const void* sizes, void* workspace);
+#include "exports.h"
 
 namespace {
 
@@ -57,7 +39,8 @@ struct Rope {
 };
 
 struct Layout {
-    const void *items, *sizes;
+    const pagoda::Item* items;
+    const pagoda::PlanSizes* sizes;
 };
 
 struct Step {
@@ -132,8 +115,7 @@ class Stack {
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) void pagoda_run_layers(const Layer* layers, const Shape* shape,
-                                                                         const Step* step) {
+PAGODA_EXPORT void pagoda_run_layers(const Layer* layers, const Shape* shape, const Step* step) {
     const Stack stack(*shape, *step);
     for (int64_t i = 0; i < shape->num_layers; i++) stack.run(layers[i]);
 }

@@ -1,29 +1,29 @@
 // The C functions of a format of weights; kernels/cpu/linear.py calls them.
 #pragma once
 
+#include "exports.h"
 #include "linear.h"
 
 // pagoda_linear_NAME_bytes: size of the panels.
 // pagoda_linear_NAME_pack: weight [out_features, in_features], contiguous, and bias [out_features] or null to panels.
 // pagoda_linear_NAME: out [rows, out_features] = x W^T + bias; x [rows, in_features], its rows x_stride elements apart.
-#define PAGODA_LINEAR(NAME, FORMAT)                                                                                   \
-    extern "C" __attribute__((visibility("default"))) int64_t pagoda_linear_##NAME##_bytes(int64_t out_features,      \
-                                                                                           int64_t in_features) {     \
-        return pagoda::Layout<FORMAT>(in_features).bytes(out_features);                                               \
-    }                                                                                                                 \
-    extern "C" __attribute__((visibility("default"))) void pagoda_linear_##NAME##_pack(                               \
-        const void* weight, int32_t is_bf16, const float* bias, void* panels, int64_t out_features,                   \
-        int64_t in_features, int32_t num_threads) {                                                                   \
-        if (is_bf16)                                                                                                  \
-            pagoda::pack_panels<FORMAT>((const pagoda::bf16*)weight, bias, (char*)panels, out_features, in_features,  \
-                                        num_threads);                                                                 \
-        else                                                                                                          \
-            pagoda::pack_panels<FORMAT>((const float*)weight, bias, (char*)panels, out_features, in_features,         \
-                                        num_threads);                                                                 \
-    }                                                                                                                 \
-    extern "C" __attribute__((visibility("default"))) void pagoda_linear_##NAME(                                      \
-        const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows, const void* panels, int64_t out_features,   \
-        int64_t in_features, void* out, int32_t is_out_bf16, int32_t num_threads) {                                   \
-        pagoda::linear<FORMAT>({x, x_stride, bool(is_x_bf16), rows, (const char*)panels, in_features, out_features,   \
-                                out, bool(is_out_bf16), num_threads});                                                \
+#define PAGODA_LINEAR(NAME, FORMAT)                                                                                    \
+    PAGODA_EXPORT int64_t pagoda_linear_##NAME##_bytes(int64_t out_features, int64_t in_features) {                    \
+        return pagoda::Layout<FORMAT>(in_features).bytes(out_features);                                                \
+    }                                                                                                                  \
+    PAGODA_EXPORT void pagoda_linear_##NAME##_pack(const void* weight, int32_t is_bf16, const float* bias,             \
+                                                   void* panels, int64_t out_features, int64_t in_features,            \
+                                                   int32_t num_threads) {                                              \
+        if (is_bf16)                                                                                                   \
+            pagoda::pack_panels<FORMAT>((const pagoda::bf16*)weight, bias, (char*)panels, out_features, in_features,   \
+                                        num_threads);                                                                  \
+        else                                                                                                           \
+            pagoda::pack_panels<FORMAT>((const float*)weight, bias, (char*)panels, out_features, in_features,          \
+                                        num_threads);                                                                  \
+    }                                                                                                                  \
+    PAGODA_EXPORT void pagoda_linear_##NAME(const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows,          \
+                                            const void* panels, int64_t out_features, int64_t in_features, void* out,  \
+                                            int32_t is_out_bf16, int32_t num_threads) {                                \
+        pagoda::linear<FORMAT>({x, x_stride, bool(is_x_bf16), rows, (const char*)panels, in_features, out_features,    \
+                                out, bool(is_out_bf16), num_threads});                                                 \
     }
