@@ -56,15 +56,17 @@ class SchedulerGenerateResponse(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ...) -> None: ...
 
 class RegisterExecutorRequest(_message.Message):
-    __slots__ = ("registration", "heartbeat")
+    __slots__ = ("registration", "heartbeat", "leave")
     REGISTRATION_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     registration: ExecutorRegistration
     heartbeat: Heartbeat
-    def __init__(self, registration: _Optional[_Union[ExecutorRegistration, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    leave: Leave
+    def __init__(self, registration: _Optional[_Union[ExecutorRegistration, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class ExecutorRegistration(_message.Message):
-    __slots__ = ("name", "role", "model", "kv_layout", "max_num_seqs", "max_num_batched_tokens", "host_memory")
+    __slots__ = ("name", "role", "model", "kv_layout", "max_num_seqs", "max_num_batched_tokens", "host_memory", "transfer_endpoints")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +74,7 @@ class ExecutorRegistration(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HOST_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: _common_pb2.ExecutorRole
     model: _common_pb2.ModelInfo
@@ -79,7 +82,8 @@ class ExecutorRegistration(_message.Message):
     max_num_seqs: int
     max_num_batched_tokens: int
     host_memory: HostMemory
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., host_memory: _Optional[_Union[HostMemory, _Mapping]] = ...) -> None: ...
+    transfer_endpoints: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., host_memory: _Optional[_Union[HostMemory, _Mapping]] = ..., transfer_endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HostMemory(_message.Message):
     __slots__ = ("num_blocks", "swap_only")
@@ -90,6 +94,10 @@ class HostMemory(_message.Message):
     def __init__(self, num_blocks: _Optional[int] = ..., swap_only: bool = ...) -> None: ...
 
 class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Leave(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -147,6 +155,18 @@ class DrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class SetRoleRequest(_message.Message):
+    __slots__ = ("executor", "role")
+    EXECUTOR_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    executor: str
+    role: _common_pb2.ExecutorRole
+    def __init__(self, executor: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ...) -> None: ...
+
+class SetRoleResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class GetStateRequest(_message.Message):
     __slots__ = ("check_integrity", "block_map_cells")
     CHECK_INTEGRITY_FIELD_NUMBER: _ClassVar[int]
@@ -178,7 +198,7 @@ class WatchStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SchedulerState, _Mapping]] = ...) -> None: ...
 
 class SchedulerState(_message.Message):
-    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "requests_expired", "offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks", "uptime_s", "policy", "oldest_waiting_s", "waiting_clients")
+    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "requests_expired", "offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks", "uptime_s", "policy", "oldest_waiting_s", "waiting_clients", "remote_prefills", "moves_begun", "moves_done", "moves_failed", "moved_blocks")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +224,11 @@ class SchedulerState(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     OLDEST_WAITING_S_FIELD_NUMBER: _ClassVar[int]
     WAITING_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_PREFILLS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_BEGUN_FIELD_NUMBER: _ClassVar[int]
+    MOVES_DONE_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     model: _common_pb2.ModelInfo
     lanes: _containers.RepeatedCompositeFieldContainer[LaneState]
     num_waiting: int
@@ -229,7 +254,12 @@ class SchedulerState(_message.Message):
     policy: str
     oldest_waiting_s: float
     waiting_clients: _containers.RepeatedCompositeFieldContainer[WaitingClient]
-    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ..., requests_expired: _Optional[int] = ..., offloaded_blocks: _Optional[int] = ..., loaded_blocks: _Optional[int] = ..., merged_blocks: _Optional[int] = ..., copied_blocks: _Optional[int] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., oldest_waiting_s: _Optional[float] = ..., waiting_clients: _Optional[_Iterable[_Union[WaitingClient, _Mapping]]] = ...) -> None: ...
+    remote_prefills: int
+    moves_begun: int
+    moves_done: int
+    moves_failed: int
+    moved_blocks: int
+    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ..., requests_expired: _Optional[int] = ..., offloaded_blocks: _Optional[int] = ..., loaded_blocks: _Optional[int] = ..., merged_blocks: _Optional[int] = ..., copied_blocks: _Optional[int] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., oldest_waiting_s: _Optional[float] = ..., waiting_clients: _Optional[_Iterable[_Union[WaitingClient, _Mapping]]] = ..., remote_prefills: _Optional[int] = ..., moves_begun: _Optional[int] = ..., moves_done: _Optional[int] = ..., moves_failed: _Optional[int] = ..., moved_blocks: _Optional[int] = ...) -> None: ...
 
 class WaitingClient(_message.Message):
     __slots__ = ("client_id", "num_waiting")
@@ -240,7 +270,7 @@ class WaitingClient(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., num_waiting: _Optional[int] = ...) -> None: ...
 
 class LaneState(_message.Message):
-    __slots__ = ("session_id", "name", "role", "kv_layout", "max_num_seqs", "num_running", "num_free_blocks", "num_cached_blocks", "num_referenced_blocks", "steps", "last_forward_ns", "max_num_batched_tokens", "num_decoding", "num_prefilling", "steps_in_flight", "max_steps_in_flight", "num_host_blocks", "num_used_host_blocks", "recent_steps", "block_map")
+    __slots__ = ("session_id", "name", "role", "kv_layout", "max_num_seqs", "num_running", "num_free_blocks", "num_cached_blocks", "num_referenced_blocks", "steps", "last_forward_ns", "max_num_batched_tokens", "num_decoding", "num_prefilling", "steps_in_flight", "max_steps_in_flight", "num_host_blocks", "num_used_host_blocks", "recent_steps", "block_map", "num_arriving", "leaving")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +291,8 @@ class LaneState(_message.Message):
     NUM_USED_HOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     RECENT_STEPS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_MAP_FIELD_NUMBER: _ClassVar[int]
+    NUM_ARRIVING_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     name: str
     role: _common_pb2.ExecutorRole
@@ -281,7 +313,9 @@ class LaneState(_message.Message):
     num_used_host_blocks: int
     recent_steps: RecentSteps
     block_map: BlockMap
-    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_referenced_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., last_forward_ns: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., steps_in_flight: _Optional[int] = ..., max_steps_in_flight: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., num_used_host_blocks: _Optional[int] = ..., recent_steps: _Optional[_Union[RecentSteps, _Mapping]] = ..., block_map: _Optional[_Union[BlockMap, _Mapping]] = ...) -> None: ...
+    num_arriving: int
+    leaving: bool
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_referenced_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., last_forward_ns: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., steps_in_flight: _Optional[int] = ..., max_steps_in_flight: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., num_used_host_blocks: _Optional[int] = ..., recent_steps: _Optional[_Union[RecentSteps, _Mapping]] = ..., block_map: _Optional[_Union[BlockMap, _Mapping]] = ..., num_arriving: _Optional[int] = ..., leaving: bool = ...) -> None: ...
 
 class RecentSteps(_message.Message):
     __slots__ = ("num_steps", "forward_p50_ns", "forward_p99_ns", "turnaround_p50_ns", "turnaround_p99_ns", "mean_num_rows", "mean_num_tokens")

@@ -57,6 +57,11 @@ class SchedulerStub(object):
                 request_serializer=pagoda_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
                 response_deserializer=pagoda_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.SetRole = channel.unary_unary(
+                '/pagoda.v1.Scheduler/SetRole',
+                request_serializer=pagoda_dot_v1_dot_scheduler__pb2.SetRoleRequest.SerializeToString,
+                response_deserializer=pagoda_dot_v1_dot_scheduler__pb2.SetRoleResponse.FromString,
+                _registered_method=True)
         self.GetState = channel.unary_unary(
                 '/pagoda.v1.Scheduler/GetState',
                 request_serializer=pagoda_dot_v1_dot_scheduler__pb2.GetStateRequest.SerializeToString,
@@ -103,7 +108,8 @@ class SchedulerServicer(object):
 
     def RegisterExecutor(self, request_iterator, context):
         """An executor joins the cell and stays while this stream is open and its heartbeats come. The first
-        message is the registration, the rest are heartbeats. The answer names the ZeroMQ endpoint for steps.
+        message is the registration, the rest are heartbeats, and at the end perhaps the wish to leave: then its requests
+        move to others or end, and the scheduler ends the stream. The answer names the ZeroMQ endpoint for steps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +124,13 @@ class SchedulerServicer(object):
 
     def Drain(self, request, context):
         """Stop admitting requests; returns when the running ones have ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRole(self, request, context):
+        """Changes what an executor does, while it serves. Requests that should be elsewhere move.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +196,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=pagoda_dot_v1_dot_scheduler__pb2.DrainRequest.FromString,
                     response_serializer=pagoda_dot_v1_dot_scheduler__pb2.DrainResponse.SerializeToString,
+            ),
+            'SetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRole,
+                    request_deserializer=pagoda_dot_v1_dot_scheduler__pb2.SetRoleRequest.FromString,
+                    response_serializer=pagoda_dot_v1_dot_scheduler__pb2.SetRoleResponse.SerializeToString,
             ),
             'GetState': grpc.unary_unary_rpc_method_handler(
                     servicer.GetState,
@@ -325,6 +343,33 @@ class Scheduler(object):
             '/pagoda.v1.Scheduler/Drain',
             pagoda_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
             pagoda_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pagoda.v1.Scheduler/SetRole',
+            pagoda_dot_v1_dot_scheduler__pb2.SetRoleRequest.SerializeToString,
+            pagoda_dot_v1_dot_scheduler__pb2.SetRoleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,13 +88,27 @@ class FinishedRequest(_message.Message):
     def __init__(self, key: _Optional[int] = ..., reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class ExecutorMessage(_message.Message):
-    __slots__ = ("result",)
+    __slots__ = ("result", "arrived_grants", "arrived_counts", "failed_pushes")
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_GRANTS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_PUSHES_FIELD_NUMBER: _ClassVar[int]
     result: StepResult
-    def __init__(self, result: _Optional[_Union[StepResult, _Mapping]] = ...) -> None: ...
+    arrived_grants: bytes
+    arrived_counts: bytes
+    failed_pushes: _containers.RepeatedCompositeFieldContainer[FailedPush]
+    def __init__(self, result: _Optional[_Union[StepResult, _Mapping]] = ..., arrived_grants: _Optional[bytes] = ..., arrived_counts: _Optional[bytes] = ..., failed_pushes: _Optional[_Iterable[_Union[FailedPush, _Mapping]]] = ...) -> None: ...
+
+class FailedPush(_message.Message):
+    __slots__ = ("number", "reason")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    reason: str
+    def __init__(self, number: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class StepPlan(_message.Message):
-    __slots__ = ("step", "ended_rows", "offloads", "copies", "loads", "started_rows", "block_rows", "block_positions", "block_ids", "chunk_rows", "chunk_num_tokens")
+    __slots__ = ("step", "ended_rows", "offloads", "copies", "loads", "started_rows", "block_rows", "block_positions", "block_ids", "chunk_rows", "chunk_num_tokens", "withdrawn_grants", "grants", "pushes")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ENDED_ROWS_FIELD_NUMBER: _ClassVar[int]
     OFFLOADS_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +120,9 @@ class StepPlan(_message.Message):
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ROWS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_GRANTS_FIELD_NUMBER: _ClassVar[int]
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
     step: int
     ended_rows: bytes
     offloads: BlockCopies
@@ -117,7 +134,32 @@ class StepPlan(_message.Message):
     block_ids: bytes
     chunk_rows: bytes
     chunk_num_tokens: bytes
-    def __init__(self, step: _Optional[int] = ..., ended_rows: _Optional[bytes] = ..., offloads: _Optional[_Union[BlockCopies, _Mapping]] = ..., copies: _Optional[_Union[BlockCopies, _Mapping]] = ..., loads: _Optional[_Union[BlockCopies, _Mapping]] = ..., started_rows: _Optional[_Iterable[_Union[RowStart, _Mapping]]] = ..., block_rows: _Optional[bytes] = ..., block_positions: _Optional[bytes] = ..., block_ids: _Optional[bytes] = ..., chunk_rows: _Optional[bytes] = ..., chunk_num_tokens: _Optional[bytes] = ...) -> None: ...
+    withdrawn_grants: bytes
+    grants: _containers.RepeatedCompositeFieldContainer[Grant]
+    pushes: _containers.RepeatedCompositeFieldContainer[Push]
+    def __init__(self, step: _Optional[int] = ..., ended_rows: _Optional[bytes] = ..., offloads: _Optional[_Union[BlockCopies, _Mapping]] = ..., copies: _Optional[_Union[BlockCopies, _Mapping]] = ..., loads: _Optional[_Union[BlockCopies, _Mapping]] = ..., started_rows: _Optional[_Iterable[_Union[RowStart, _Mapping]]] = ..., block_rows: _Optional[bytes] = ..., block_positions: _Optional[bytes] = ..., block_ids: _Optional[bytes] = ..., chunk_rows: _Optional[bytes] = ..., chunk_num_tokens: _Optional[bytes] = ..., withdrawn_grants: _Optional[bytes] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., pushes: _Optional[_Iterable[_Union[Push, _Mapping]]] = ...) -> None: ...
+
+class Grant(_message.Message):
+    __slots__ = ("number", "block_ids", "timeout_s")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    block_ids: bytes
+    timeout_s: float
+    def __init__(self, number: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class Push(_message.Message):
+    __slots__ = ("number", "endpoints", "first_position", "block_ids")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    endpoints: _containers.RepeatedScalarFieldContainer[str]
+    first_position: int
+    block_ids: bytes
+    def __init__(self, number: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ..., first_position: _Optional[int] = ..., block_ids: _Optional[bytes] = ...) -> None: ...
 
 class BlockCopies(_message.Message):
     __slots__ = ("sources", "targets")

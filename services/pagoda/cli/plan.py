@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
             environ | keys | inside,
         ),
         *(_tokenizer(options, folder, model, each, environ) for each in tokenizers),
-        *(_executor(options, folder, model, each, environ) for each in _names("executor", options.executors)),
+        *_executors(options, folder, model, environ),
         _scheduler(options, folder, environ),
     ]
 
@@ -75,22 +76,37 @@ def _tokenizer(options: ServeOptions, folder: Path, model: Path, name: str, envi
     return _service("tokenizer", name, tokenizer, listen, environ)
 
 
-def _executor(options: ServeOptions, folder: Path, model: Path, name: str, environ: dict[str, str]) -> Service:
-    listen = _socket(folder, name)
-    threads = options.threads
-    if threads is None and options.executors > 1:
-        # Executors that each take every core get in each other's way.
-        threads = max(1, (os.cpu_count() or 1) // options.executors)
-    executor = shared_options(
-        ExecutorOptions,
-        options,
-        model=str(model),
-        listen=listen,
-        scheduler=_socket(folder, "scheduler"),
-        threads=threads,
-        name=name,
-    )
-    return _service("executor", name, executor, listen, environ)
+def _executors(options: ServeOptions, folder: Path, model: Path, environ: dict[str, str]) -> list[Service]:
+    counts = options.num_executors
+    shares = _shares(sum(counts.values()))
+    # More executors than processors: one thread each is the least.
+    threads = options.threads or (None if sum(counts.values()) == 1 or shares[0] else 1)
+    services: list[Service] = []
+    for role, count in counts.items():
+        for name in _names("executor" if role == "mixed" else role, count):
+            listen = _socket(folder, name)
+            executor = shared_options(
+                ExecutorOptions,
+                options,
+                model=str(model),
+                role=role,
+                listen=listen,
+                scheduler=_socket(folder, "scheduler"),
+                threads=threads,
+                cpus=None if threads else shares[len(services)],
+                name=name,
+            )
+            services.append(_service("executor", name, executor, listen, environ))
+    return services
+
+
+def _shares(count: int) -> list[str | None]:
+    """The processors of each of `count` executors: those that share some get in each other's way."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if count == 1 or len(cpus) < count:
+        return [None] * count
+    bounds = [len(cpus) * i // count for i in range(count + 1)]
+    return [",".join(map(str, cpus[first:last])) for first, last in pairwise(bounds)]
 
 
 def _scheduler(options: ServeOptions, folder: Path, environ: dict[str, str]) -> Service:

@@ -42,7 +42,9 @@ class ServeOptions:
     device: str = same_option(ExecutorOptions, "device")
     dtype: str = same_option(ExecutorOptions, "dtype")
     kernels: str = same_option(ExecutorOptions, "kernels")
+    enforce_eager: bool = same_option(ExecutorOptions, "enforce_eager")
     quantization: str = same_option(ExecutorOptions, "quantization")
+    kv_cache_dtype: str = same_option(ExecutorOptions, "kv_cache_dtype")
     load_format: str = same_option(ExecutorOptions, "load_format")
     max_model_len: int | None = same_option(ExecutorOptions, "max_model_len")
     max_num_seqs: int = same_option(ExecutorOptions, "max_num_seqs")
@@ -55,15 +57,33 @@ class ServeOptions:
     kv_offloading_size: float = same_option(ExecutorOptions, "kv_offloading_size")
     threads: int | None = same_option(ExecutorOptions, "threads")
     tokenizers: int = option(1, "Number of tokenizer processes.")
-    executors: int = option(1, "Number of executor processes, each with a copy of the model.")
+    executors: int | None = option(
+        None,
+        "Number of executor processes that do everything, each with a copy of the model. Default: 1, or none beside "
+        "those that prefill and decode.",
+    )
+    prefill_executors: int = option(0, "Number of executor processes that compute prompts and hand them on.")
+    decode_executors: int = option(0, "Number of executor processes that go on with requests handed on to them.")
+    max_local_prefill_tokens: int = same_option(SchedulerOptions, "max_local_prefill_tokens")
+    transfer: str = same_option(ExecutorOptions, "transfer")
     run_dir: Path | None = option(
         None, "Folder for sockets and for state.json, which lists processes and addresses. Default: a temporary one."
     )
     log_level: str = option("warning", "Least severe messages of the services to show.", choices=LOG_LEVELS)
 
     def __post_init__(self) -> None:
-        for name in ("tokenizers", "executors"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.tokenizers < 1:
+            raise ValueError(f"tokenizers is {self.tokenizers}; it must be at least 1")
+        for name in ("executors", "prefill_executors", "decode_executors"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not any(self.num_executors.values()):
+            raise ValueError("executors is 0; it must be at least 1 where no others are asked for")
         if self.run_dir is not None and len(str(self.run_dir.absolute())) > MAX_FOLDER_CHARS:
             raise ValueError(f"run_dir is too long for unix sockets; {MAX_FOLDER_CHARS} characters at most")
+
+    @property
+    def num_executors(self) -> dict[str, int]:
+        """By role."""
+        split = {"prefill": self.prefill_executors, "decode": self.decode_executors}
+        return {"mixed": (not any(split.values())) if self.executors is None else self.executors} | split

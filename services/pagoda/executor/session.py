@@ -1,8 +1,9 @@
-"""The executor's place in a cell: registration, heartbeats, and joining again when the scheduler was away."""
+"""The executor's place in a cell: registration, heartbeats, joining again when the scheduler was away, and leaving."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from pagoda.v1 import scheduler_pb2, scheduler_pb2_grpc
 logger = logging.getLogger(__name__)
 
 SetServing = Callable[[bool], Awaitable[None]]
+Describe = Callable[[], scheduler_pb2.ExecutorRegistration]
 
 # grpc-stubs lacks the type of a bidirectional aio call.
 _Call = Any
@@ -32,20 +34,24 @@ _REFUSALS = {Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED
 
 async def stay_registered(
     scheduler: str,
-    registration: scheduler_pb2.ExecutorRegistration,
+    describe: Describe,
     steps: Steps,
     thread: StepThread,
     set_serving: SetServing,
-) -> NoReturn:
-    """Registers at the scheduler and runs its plans, session after session, until cancelled.
+    leaving: asyncio.Event,
+) -> None:
+    """Registers at the scheduler and runs its plans, session after session.
 
     scheduler: its gRPC address
+    describe: asked before each session
     set_serving: told when a session is open and when it is over
+    leaving: when set, the scheduler is asked to let this executor go, once none of its requests needs it any more;
+        then, and where there is no session, this returns
 
     Raises PagodaError with the scheduler's reason when it refuses the registration, and what a failed step raised.
     """
     retry_s, reported = _FIRST_RETRY_S, False
-    while True:
+    while not leaving.is_set():
         opened = False
 
         async def on_open(session_id: str) -> None:
@@ -55,18 +61,20 @@ async def stay_registered(
             await set_serving(True)
 
         try:
-            await _run_session(scheduler, registration, steps, thread, on_open)
+            await _run_session(scheduler, describe(), steps, thread, on_open, leaving)
         except UnavailableError as error:
-            if opened:
+            if leaving.is_set():
+                logger.info("left the scheduler %s: %s", scheduler, error.message)
+            elif opened:
                 retry_s, reported = _FIRST_RETRY_S, False
             # Once per outage, not once per attempt.
-            if not reported:
+            if not (reported or leaving.is_set()):
                 logger.warning("no session at the scheduler %s: %s; trying again", scheduler, error.message)
                 reported = True
         finally:
             await set_serving(False)
         await thread.detach()
-        await asyncio.sleep(retry_s)
+        await _pause(retry_s, leaving)
         retry_s = min(2 * retry_s, _LAST_RETRY_S)
 
 
@@ -76,12 +84,13 @@ async def _run_session(
     steps: Steps,
     thread: StepThread,
     on_open: Callable[[str], Awaitable[None]],
+    leaving: asyncio.Event,
 ) -> NoReturn:
     """One session; UnavailableError tells how it was lost."""
     interval: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     async with open_channel(scheduler) as channel:
         stub = scheduler_pb2_grpc.SchedulerStub(channel)  # type: ignore[no-untyped-call]
-        call: _Call = stub.RegisterExecutor(_requests(registration, interval))
+        call: _Call = stub.RegisterExecutor(_requests(registration, interval, leaving))
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 session = (await _read(call)).session
@@ -100,14 +109,26 @@ async def _run_session(
 
 
 async def _requests(
-    registration: scheduler_pb2.ExecutorRegistration, interval: asyncio.Future[float]
+    registration: scheduler_pb2.ExecutorRegistration, interval: asyncio.Future[float], leaving: asyncio.Event
 ) -> AsyncIterator[scheduler_pb2.RegisterExecutorRequest]:
-    """The registration, then heartbeats once their interval, in seconds, is known."""
+    """The registration, then heartbeats once their interval, in seconds, is known, and when it is time the wish to
+    leave."""
     yield scheduler_pb2.RegisterExecutorRequest(registration=registration)
     interval_s = await interval
+    while not leaving.is_set():
+        await _pause(interval_s, leaving)
+        yield scheduler_pb2.RegisterExecutorRequest(heartbeat=scheduler_pb2.Heartbeat())
+    yield scheduler_pb2.RegisterExecutorRequest(leave=scheduler_pb2.Leave())
     while True:
         await asyncio.sleep(interval_s)
         yield scheduler_pb2.RegisterExecutorRequest(heartbeat=scheduler_pb2.Heartbeat())
+
+
+async def _pause(seconds: float, leaving: asyncio.Event) -> None:
+    """Until it is time to leave, and no longer than that."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await leaving.wait()
 
 
 async def _read(call: _Call) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -26,7 +27,24 @@ class MalformedMessageError(InvalidArgumentError):
     reason = "MALFORMED_MESSAGE"
 
 
-def encode_plan(plan: StepPlan) -> bytes:
+class ExecutorNews(NamedTuple):
+    """What an executor says at once."""
+
+    result: StepResult | None = None
+    arrived: tuple[tuple[int, int], ...] = ()
+    """(number of a grant, how many of its blocks have come)."""
+    failed: tuple[tuple[int, str], ...] = ()
+    """(number of the grant that pushes named, why they do not arrive)."""
+
+
+NO_NEWS = ExecutorNews()
+"""The first message of a session."""
+
+
+def encode_plan(
+    plan: StepPlan, endpoints: Mapping[str, Sequence[str]] | None = None, grant_timeout_s: float = 0.0
+) -> bytes:
+    """endpoints, grant_timeout_s: where each lane is pushed to, and how long; for cells with several lanes"""
     message = step_pb2.StepPlan(step=plan.step)
     # Most plans have nothing to say.
     for name in ("ended_rows", "block_rows", "block_positions", "block_ids", "chunk_rows", "chunk_num_tokens"):
@@ -37,6 +55,18 @@ def encode_plan(plan: StepPlan) -> bytes:
         if copies.sources:
             field = getattr(message, name)
             field.sources, field.targets = pack_u32(copies.sources), pack_u32(copies.targets)
+    if plan.withdrawn:
+        message.withdrawn_grants = pack_u64(plan.withdrawn)
+    for grant in plan.grants:
+        message.grants.add(number=grant.number, block_ids=pack_u32(grant.block_ids), timeout_s=grant_timeout_s)
+    for push in plan.pushes:
+        message.pushes.add(
+            number=push.number,
+            # None where the executor has just left: then the push fails, as it should.
+            endpoints=endpoints.get(push.target, ()) if endpoints else (),
+            first_position=push.first_position,
+            block_ids=pack_u32(push.block_ids),
+        )
     for start in plan.started_rows:
         message.started_rows.add(
             row=start.row,
@@ -48,17 +78,23 @@ def encode_plan(plan: StepPlan) -> bytes:
     return message.SerializeToString()
 
 
-def decode_executor_message(data: bytes) -> StepResult | None:
-    """None for the empty first message of a session. Raises MalformedMessageError."""
+def decode_executor_message(data: bytes) -> ExecutorNews:
+    """Raises MalformedMessageError."""
     try:
         message = step_pb2.ExecutorMessage.FromString(data)
-        if not message.HasField("result"):
-            return None
-        result = message.result
-        rows, token_ids = unpack_u32(result.rows), unpack_u32(result.token_ids)
+        result = None
+        if message.HasField("result"):
+            rows, token_ids = unpack_u32(message.result.rows), unpack_u32(message.result.token_ids)
+            result = StepResult(message.result.step, rows, token_ids, message.result.forward_ns)
+        if not (message.arrived_grants or message.failed_pushes):
+            return ExecutorNews(result)
+        arrived = zip(
+            unpack_u64(message.arrived_grants).tolist(), unpack_u32(message.arrived_counts).tolist(), strict=True
+        )
+        failed = ((each.number, each.reason) for each in message.failed_pushes)
+        return ExecutorNews(result, tuple(arrived), tuple(failed))
     except (DecodeError, ValueError) as error:
         raise MalformedMessageError(f"not an ExecutorMessage: {error}") from error
-    return StepResult(result.step, rows, token_ids, result.forward_ns)
 
 
 def decode_tokenizer_message(data: bytes, origin: str) -> tuple[list[Request], list[RequestKey]]:
@@ -121,13 +157,9 @@ def encode_usage(request: Request) -> common_pb2.Usage:
 
 def decode_lane(message: scheduler_pb2.ExecutorRegistration) -> LaneSpec:
     """Raises InvalidArgumentError for a role that this scheduler does not know."""
-    try:
-        role = ExecutorRole(message.role)
-    except ValueError:
-        raise InvalidArgumentError(f"unknown executor role {message.role}", param="role") from None
     return LaneSpec(
         name=message.name,
-        role=role,
+        role=decode_role(message.role),
         model=ModelSpec(
             fingerprint=message.model.fingerprint,
             model_type=message.model.model_type,
@@ -135,14 +167,28 @@ def decode_lane(message: scheduler_pb2.ExecutorRegistration) -> LaneSpec:
             vocab_size=message.model.vocab_size,
             eos_token_ids=frozenset(message.model.eos_token_ids),
             dtype=message.model.dtype,
+            kv_dtype=message.kv_layout.dtype,
         ),
         block_size=message.kv_layout.block_size,
         num_blocks=message.kv_layout.num_blocks,
         max_num_seqs=message.max_num_seqs,
         max_num_batched_tokens=message.max_num_batched_tokens,
+        receives=bool(message.transfer_endpoints),
         num_host_blocks=message.host_memory.num_blocks,
         swap_only=message.host_memory.swap_only,
     )
+
+
+def decode_role(role: int) -> ExecutorRole:
+    """Raises InvalidArgumentError for one that this scheduler does not know."""
+    try:
+        return ExecutorRole(role)
+    except ValueError:
+        raise InvalidArgumentError(f"unknown executor role {role}", param="role") from None
+
+
+def encode_role(role: ExecutorRole) -> common_pb2.ExecutorRole:
+    return cast(common_pb2.ExecutorRole, int(role))
 
 
 def encode_model(model: ModelSpec) -> common_pb2.ModelInfo:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pagoda.options import option
-from pagoda.scheduler.core.queue import POLICIES, make_policy
+from pagoda.scheduler.core.policies import POLICIES, check_policy
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -41,7 +41,15 @@ class SchedulerOptions:
         0.0, "With fcfs and priority: requests that arrive within so many seconds go shortest prompt first; 0 = off."
     )
     inter_token_target_ms: float = option(
-        0.0, "Prompts get no more tokens per step than let running requests have a token this often; 0 = no target."
+        250.0, "Prompts get no more tokens per step than let running requests have a token this often; 0 = no target."
+    )
+    max_local_prefill_tokens: int = option(
+        128,
+        "With executors of role prefill: executors that decode compute prompts up to this length themselves; what is "
+        "cached does not count.",
+    )
+    transfer_timeout_s: float = option(
+        10.0, "A request whose KV blocks have not reached its next executor after so many seconds is computed again."
     )
     max_plans_in_flight: int = option(
         0,
@@ -60,16 +68,16 @@ class SchedulerOptions:
             check_endpoint("kv_events_endpoint", self.kv_events_endpoint)
             if not self.enable_prefix_caching:
                 raise ValueError("kv_events_endpoint needs enable_prefix_caching: without it no block can be found")
-        make_policy(
+        check_policy(
             self.scheduling_policy,
             max_num_waiting=self.max_num_waiting,
             weights=self.client_weights,
             tie_window_s=self.tie_window_s,
         )
-        for name in ("max_plans_in_flight", "inter_token_target_ms"):
+        for name in ("max_plans_in_flight", "max_local_prefill_tokens", "inter_token_target_ms"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("heartbeat_interval_s", "step_timeout_s", "no_executor_timeout_s"):
+        for name in ("heartbeat_interval_s", "step_timeout_s", "transfer_timeout_s", "no_executor_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0 seconds, got {getattr(self, name)}")
         if not self.heartbeat_timeout_s > self.heartbeat_interval_s:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import zmq
 
-from pagoda.errors import FailedPreconditionError, PagodaError, UnavailableError
+from pagoda.errors import FailedPreconditionError, NotFoundError, PagodaError, UnavailableError
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.core.request import End, FinishReason, Request, RequestKey
 from pagoda.scheduler.core.scheduler import CoreOptions, Outputs, Scheduler
-from pagoda.scheduler.core.spec import ModelSpec
+from pagoda.scheduler.core.spec import ExecutorRole, ModelSpec
 from pagoda.scheduler.handle import Handle
 from pagoda.scheduler.kv_event_publisher import KvEventPublisher
 from pagoda.scheduler.sessions import ExecutorSession, Session, TokenizerSession
@@ -50,6 +51,10 @@ class Engine:
                 client_weights=options.client_weights,
                 tie_window_s=options.tie_window_s,
                 inter_token_target_s=options.inter_token_target_ms / 1000,
+                max_local_prefill_tokens=options.max_local_prefill_tokens,
+                transfer_timeout_s=options.transfer_timeout_s,
+                # Executors outlive schedulers, and pushes on their way may, too.
+                first_move=secrets.randbits(63),
             ),
             self.kv_publisher.events if self.kv_publisher else None,
         )
@@ -58,6 +63,7 @@ class Engine:
         self.executor_router = Router(context, options.executor_endpoint)
         self.tokenizer_router = Router(context, options.tokenizer_endpoint)
         self._options = options
+        self._transfer_endpoints: dict[str, list[str]] = {}
         self._handles: dict[RequestKey, Handle] = {}
         # Requests of tokenizers that were never accepted, until the tokenizers have been told.
         self._refused: list[Request] = []
@@ -109,6 +115,7 @@ class Engine:
             spec.check_joins(other.spec)
         session = ExecutorSession(spec, registration)
         self.executors[session.id] = session
+        self._transfer_endpoints[session.id] = list(registration.transfer_endpoints)
         logger.info("executor %s has registered", session)
         try:
             yield session
@@ -126,6 +133,31 @@ class Engine:
             yield session
         finally:
             self._forget(session)
+
+    def begin_leaving(self, session: ExecutorSession) -> None:
+        """The executor's requests move or end; then the session is closed."""
+        if session.id in self.core.lanes:
+            logger.info("executor %s wants to leave", session)
+            self.core.begin_leaving(session.id)
+            self._wake()
+        else:
+            session.close()
+
+    def set_role(self, name: str, role: ExecutorRole) -> None:
+        """name: of an executor, or its session's id. Raises NotFoundError, and FailedPreconditionError if several have
+        that name."""
+        sessions = [
+            each for each in self.executors.values() if name in (each.name, each.id) and each.id in self.core.lanes
+        ]
+        if not sessions:
+            raise NotFoundError(f"there is no executor {name!r}", reason="NO_SUCH_EXECUTOR")
+        if len(sessions) > 1:
+            raise FailedPreconditionError(
+                f"{len(sessions)} executors are called {name!r}; give the session_id of one", reason="AMBIGUOUS_NAME"
+            )
+        self.core.set_role(sessions[0].id, role)
+        logger.info("executor %s is now %s", sessions[0], role.name)
+        self._wake()
 
     # Calls
 
@@ -166,6 +198,7 @@ class Engine:
             self._read_executors()
             self._send_plans()
             self._send_outputs()
+            self._let_go()
             self.core.settle()
             if self.kv_publisher:
                 self.kv_publisher.publish()
@@ -230,23 +263,41 @@ class Engine:
                 logger.info("a message of the unknown executor %r is ignored", session_id)
                 continue
             try:
-                result = codec.decode_executor_message(_only(frames))
-                is_connected = session_id in self.core.lanes
-                if result is not None and is_connected:
-                    self.core.commit(session_id, result, self._loop.time())
-                elif result is None and not is_connected:
+                news = codec.decode_executor_message(_only(frames))
+                if (news == codec.NO_NEWS) == (session_id in self.core.lanes):
+                    raise codec.MalformedMessageError("a session begins with one empty message")
+                if news == codec.NO_NEWS:
                     self.core.add_lane(session_id, session.spec)
                 else:
-                    raise codec.MalformedMessageError("a session begins with one empty message")
+                    self._apply(session, news)
             except PagodaError as error:
                 self._drop(session, error)
+
+    def _apply(self, session: ExecutorSession, news: codec.ExecutorNews) -> None:
+        now = self._loop.time()
+        for number, reason in news.failed:
+            logger.warning("executor %s could not push KV blocks: %s", session, reason)
+            self.core.note_failed(session.id, number, now)
+        for number, count in news.arrived:
+            self.core.note_arrived(session.id, number, count)
+        if news.result is not None:
+            self.core.commit(session.id, news.result, now)
+
+    def _let_go(self) -> None:
+        """Executors that wanted to leave, and that nobody needs any more."""
+        for session in self.executors.values():
+            lane = self.core.lanes.get(session.id)
+            if lane and lane.is_leaving and self.core.may_leave(session.id):
+                session.said_goodbye = True
+                session.close()
 
     def _send_plans(self) -> None:
         """Until every lane has as many steps in flight as it may have."""
         while plans := self.core.step(self._loop.time()):
             for lane_id, plan in plans:
                 try:
-                    self.executor_router.send(lane_id, codec.encode_plan(plan))
+                    message = codec.encode_plan(plan, self._transfer_endpoints, self._options.step_timeout_s)
+                    self.executor_router.send(lane_id, message)
                 except PeerGoneError as error:
                     self._drop(self.executors[lane_id], error)
 
@@ -300,6 +351,7 @@ class Engine:
     def _forget(self, session: Session) -> None:
         """The session is over; every other sign of its end finds nothing left to do."""
         if self.executors.pop(session.id, None):
+            del self._transfer_endpoints[session.id]
             if lane := self.core.lanes.get(session.id):
                 logger.info("%d requests go back to the queue", lane.num_running)
                 self.core.remove_lane(session.id, self._loop.time(), died=not session.said_goodbye)

@@ -12,7 +12,9 @@ from google.protobuf.duration_pb2 import Duration
 from pagoda.errors import InvalidArgumentError, UnimplementedError
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
+from pagoda.scheduler.core.spec import ExecutorRole
 from pagoda.scheduler.engine import Engine
+from pagoda.scheduler.sessions import ExecutorSession
 from pagoda.scheduler.state import MAX_BLOCK_MAP_CELLS, describe
 from pagoda.v1 import kv_events_pb2, scheduler_pb2_grpc
 from pagoda.v1 import scheduler_pb2 as pb
@@ -52,7 +54,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         with self._engine.executor(first.registration) as session:
             endpoint = self._engine.executor_router.endpoint
             yield pb.RegisterExecutorResponse(session=self._session(session.id, endpoint))
-            with session.kept_alive_by(requests, self._options.heartbeat_timeout_s):
+            news = self._until_leave(requests, session)
+            with session.kept_alive_by(news, self._options.heartbeat_timeout_s):
                 async for _ in session.statuses():
                     pass
 
@@ -70,6 +73,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
         await self._engine.drain()
         return pb.DrainResponse()
+
+    async def SetRole(self, request: pb.SetRoleRequest, context: Any) -> pb.SetRoleResponse:
+        role = codec.decode_role(request.role)
+        if role is ExecutorRole.UNSPECIFIED:
+            raise InvalidArgumentError("role must be MIXED, PREFILL or DECODE", param="role")
+        self._engine.set_role(request.executor, role)
+        return pb.SetRoleResponse()
 
     async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.GetStateResponse:
         state = self._state(request.block_map_cells)
@@ -100,6 +110,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
         return pb.ListAdaptersResponse()
+
+    async def _until_leave(
+        self, requests: AsyncIterator[pb.RegisterExecutorRequest], session: ExecutorSession
+    ) -> AsyncIterator[pb.RegisterExecutorRequest]:
+        """The messages of an executor, of which one may say that it wants to leave."""
+        async for request in requests:
+            if request.HasField("leave"):
+                self._engine.begin_leaving(session)
+            yield request
 
     def _state(self, block_map_cells: int) -> pb.SchedulerState:
         if block_map_cells > MAX_BLOCK_MAP_CELLS:

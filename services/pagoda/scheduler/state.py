@@ -52,7 +52,9 @@ def describe(engine: Engine, now: float, uptime_s: float, block_map_cells: int) 
 
 def _describe_waiting(requests: Iterable[Request], now: float, state: scheduler_pb2.SchedulerState) -> None:
     """requests: unfinished, in the order of their arrival. The queue itself has another, and it costs more to ask."""
-    waiting = [request for request in islice(requests, _MAX_REQUESTS_SEEN) if request.lane is None]
+    waiting = [
+        request for request in islice(requests, _MAX_REQUESTS_SEEN) if request.lane is None and request.move is None
+    ]
     if waiting:
         state.oldest_waiting_s = now - waiting[0].arrived_at
     clients = Counter(request.client_id for request in waiting)
@@ -64,7 +66,7 @@ def _describe_lane(lane: Lane, registration: scheduler_pb2.ExecutorRegistration)
     return scheduler_pb2.LaneState(
         session_id=lane.id,
         name=registration.name,
-        role=registration.role,
+        role=codec.encode_role(lane.role),
         kv_layout=registration.kv_layout,
         max_num_seqs=lane.spec.max_num_seqs,
         num_running=lane.num_running,
@@ -80,6 +82,8 @@ def _describe_lane(lane: Lane, registration: scheduler_pb2.ExecutorRegistration)
         max_steps_in_flight=lane.max_plans_in_flight,
         num_host_blocks=lane.host.num_blocks if lane.host else 0,
         num_used_host_blocks=lane.host.num_used if lane.host else 0,
+        num_arriving=len(lane.arriving),
+        leaving=lane.is_leaving,
         recent_steps=describe_steps(lane.recent_steps) if lane.recent_steps else None,
     )
 

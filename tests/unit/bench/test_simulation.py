@@ -25,7 +25,13 @@ from pagoda.scheduler.core.request import Sampling
 Run = Callable[..., Simulation]
 
 SMALL = SimulationOptions(
-    num_blocks=1024, block_size=16, max_model_len=1024, max_num_seqs=16, max_num_batched_tokens=256, transport_us=0.0
+    num_blocks=1024,
+    block_size=16,
+    max_model_len=1024,
+    max_num_seqs=16,
+    max_num_batched_tokens=256,
+    transport_us=0.0,
+    inter_token_target_ms=0.0,
 )
 
 

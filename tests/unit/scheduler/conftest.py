@@ -12,7 +12,7 @@ from pagoda.scheduler.core.kv_events import KvEvents
 from pagoda.scheduler.core.plan import StepPlan, StepResult
 from pagoda.scheduler.core.request import End, Request, RequestKey, Sampling
 from pagoda.scheduler.core.scheduler import CoreOptions, Scheduler
-from pagoda.scheduler.core.simulated import SimulatedExecutor
+from pagoda.scheduler.core.simulated import Parcel, SimulatedExecutor
 from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
 
 EOS = 2
@@ -41,6 +41,7 @@ def make_spec(**changes: Any) -> LaneSpec:
         "num_blocks": 8,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 16,
+        "receives": True,
     }
     return LaneSpec(**(values | {name: value for name, value in changes.items() if name not in of_model}))
 
@@ -55,6 +56,8 @@ class Cell:
         self.now = 100.0
         self.executors: dict[str, SimulatedExecutor] = {}
         self.in_flight: dict[str, deque[tuple[StepPlan, StepResult]]] = {}
+        self.parcels: list[tuple[str, Parcel]] = []
+        """(who sent it, what): pushes on their way."""
         self.work: dict[int, dict[int, int]] = {}
         """By step of the last plans: rows that ran, and how many of their tokens."""
         self.tokens: dict[RequestKey, list[int]] = {}
@@ -100,10 +103,27 @@ class Cell:
         for name, plan in plans.items():
             self.in_flight[name].append((plan, self.executors[name].run(plan)))
             self.work[plan.step] = self.executors[name].work
+            self.parcels += [(name, parcel) for parcel in self.executors[name].outbox]
+            self.executors[name].outbox.clear()
         if settles:
             self.core.settle()
         self._collect()
         return plans
+
+    def deliver(self, index: int = 0) -> None:
+        """A push arrives, or cannot."""
+        sender, parcel = self.parcels.pop(index)
+        target = parcel.push.target
+        if target not in self.executors:
+            if sender in self.executors:
+                self.core.note_failed(sender, parcel.push.number, self.now)
+        elif news := self.executors[target].receive(parcel):
+            self.core.note_arrived(target, *news)
+
+    def lose_parcel(self, index: int = 0) -> None:
+        sender, parcel = self.parcels.pop(index)
+        if sender in self.executors:
+            self.core.note_failed(sender, parcel.push.number, self.now)
 
     def answer(self, name: str = "A") -> StepResult:
         """The oldest step in flight of an executor comes back."""
@@ -116,6 +136,8 @@ class Cell:
         plans = self.plan()
         for name in plans:
             self.answer(name)
+        while self.parcels:
+            self.deliver()
         self.core.settle()
         self.check()
         return plans

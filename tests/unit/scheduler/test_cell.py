@@ -17,7 +17,6 @@ from pagoda.errors import (
 )
 from pagoda.scheduler.core.request import FinishReason, RequestKey
 from pagoda.scheduler.core.simulated import expected_tokens
-from pagoda.scheduler.core.spec import ExecutorRole
 
 
 def key(number: int, origin: str = "t") -> RequestKey:
@@ -108,7 +107,7 @@ def test_a_request_outlives_two_dead_executors_and_any_that_leave(
     for number in range(3):
         cell.join(f"lane-{number}")
         cell.submit(2 + number, tokens(4), max_tokens=1)
-        cell.step()
+        cell.plan()
         cell.lose(f"lane-{number}", died=died)
     cell.join("last")
     cell.run()
@@ -117,7 +116,19 @@ def test_a_request_outlives_two_dead_executors_and_any_that_leave(
     if not survives:
         assert end.error.reason == "EXECUTOR_LOST"
         assert end.error.code is Code.UNAVAILABLE
-        assert len(cell.tokens[key(1)]) == 3
+        assert cell.tokens[key(1)] == []
+
+
+def test_a_request_that_gets_further_outlives_any_number_of_dead_executors(make_cell: Callable[..., Any]) -> None:
+    cell = make_cell()
+    cell.submit(1, tokens(4), max_tokens=9)
+    for number in range(6):
+        cell.join(f"lane-{number}")
+        cell.step()
+        cell.lose(f"lane-{number}")
+    cell.join("last")
+    cell.run()
+    assert cell.ends[key(1)].reason is FinishReason.LENGTH
 
 
 def test_a_request_that_waited_is_no_suspect(make_cell: Callable[..., Any]) -> None:
@@ -189,6 +200,7 @@ def test_a_new_model_ends_what_was_meant_for_the_old_one(make_cell: Callable[...
         ({"max_model_len": 16}, "max_model_len 16 instead of 32"),
         ({"vocab_size": 7}, "vocab_size 7 instead of 1000"),
         ({"block_size": 8}, "block_size 8 instead of 4"),
+        ({"kv_dtype": "int8"}, "kv_dtype 'int8' instead of ''"),
     ],
 )
 def test_an_executor_of_another_kind_is_refused(
@@ -210,7 +222,6 @@ def test_an_executor_of_another_kind_is_refused(
         ({"max_num_batched_tokens": 3}, "max_num_batched_tokens"),
         ({"max_model_len": 1}, "max_model_len"),
         ({"vocab_size": 0}, "vocab_size"),
-        ({"role": ExecutorRole.PREFILL}, "role"),
     ],
 )
 def test_an_executor_that_could_not_work_is_refused(

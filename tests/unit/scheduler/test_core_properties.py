@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pagoda.errors import DeadlineExceededError, UnavailableError
+from pagoda.scheduler.core import draft
 from pagoda.scheduler.core.request import FinishReason, Request, RequestKey
 from pagoda.scheduler.core.simulated import expected_tokens
+from pagoda.scheduler.core.spec import ExecutorRole
 
 VOCAB = 40
 BLOCK_SIZE = 4
@@ -72,10 +74,13 @@ class Trace:
             policy=choices.of(["fcfs", "priority", "fair"]),
             max_num_waiting=10_000,
             no_executor_timeout_s=1e9,
-            inter_token_target_s=choices.of([0.0, 0.0, 1e-9]),
+            inter_token_target_s=choices.of([0.0, 1e-9, 1.0]),
             blocks_ahead=choices.of([0, 0, 0, 1]),
+            max_local_prefill_tokens=choices.of([0, 3, 8]),
+            transfer_timeout_s=choices.of([3.0, 100.0]),
             **options,
         )
+        self.roles = choices.of([[ExecutorRole.MIXED], list(ExecutorRole), [ExecutorRole.PREFILL, ExecutorRole.DECODE]])
         self.requests: list[Request] = []
         self.prompts: dict[RequestKey, list[int]] = {}
         self.num_joined = 0
@@ -138,17 +143,35 @@ class Trace:
             self.join()
         elif kind < 43 and cell.executors:
             cell.lose(choices.of(sorted(cell.executors)), died=choices.happens(70))
-        elif kind < 46:
+        elif kind < 45:
             cell.now += choices.below(4)
-        elif kind < 72:
+        elif kind < 47 and cell.executors:
+            cell.core.set_role(choices.of(sorted(cell.executors)), choices.of(self.roles))
+        elif kind < 48 and cell.executors:
+            cell.core.begin_leaving(choices.of(sorted(cell.executors)))
+        elif kind < 58 and cell.parcels:
+            self.deliver()
+        elif kind < 78:
             cell.plan(settles=choices.happens(60))
         else:
             self.answer()
+        for name in [name for name, lane in cell.core.lanes.items() if lane.is_leaving and cell.core.may_leave(name)]:
+            cell.lose(name, died=False)
         cell.check()
 
     def join(self) -> None:
         self.num_joined += 1
-        self.cell.join(f"lane-{self.num_joined}", **self.shape)
+        role = self.choices.of(self.roles)
+        receives = role is ExecutorRole.DECODE or self.choices.happens(80)
+        self.cell.join(f"lane-{self.num_joined}", role=role, receives=receives, **self.shape)
+
+    def deliver(self) -> None:
+        """One of the pushes on their way arrives, in whatever order, or is lost."""
+        index = self.choices.below(len(self.cell.parcels))
+        if self.choices.happens(90):
+            self.cell.deliver(index)
+        else:
+            self.cell.lose_parcel(index)
 
     def answer(self) -> bool:
         busy = sorted(name for name, steps in self.cell.in_flight.items() if steps)
@@ -161,7 +184,10 @@ class Trace:
         for _ in range(10_000):
             planned = self.cell.plan()
             self.cell.check()
-            if not self.answer() and not planned:
+            is_busy = self.answer()
+            if self.cell.parcels:
+                self.deliver()
+            elif not is_busy and not planned:
                 return
         raise AssertionError("requests do not come to an end")
 
@@ -190,7 +216,9 @@ class Trace:
             assert lane.pool.num_referenced == 0
             assert lane.pool.num_free + lane.pool.num_cached == lane.pool.num_blocks
             assert not lane.origins
+            assert not lane.arriving
         counters, num_requests = cell.core.counters, len(self.requests)
+        assert counters.moves_begun == counters.moves_done + counters.moves_failed
         assert counters.requests_admitted == counters.requests_finished + counters.requests_aborted == num_requests
 
 
@@ -205,8 +233,15 @@ def random_bytes(seed: int, count: int) -> bytes:
     [(1, True, 4000), (2, True, 4000), (1, False, 1000), (2, False, 1000)],
 )
 def test_random_traffic(
-    make_cell: Callable[..., Any], max_plans_in_flight: int, enable_prefix_caching: bool, num_traces: int
+    make_cell: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    max_plans_in_flight: int,
+    enable_prefix_caching: bool,
+    num_traces: int,
 ) -> None:
+    # Steps here are that small.
+    monkeypatch.setattr(draft, "LEAST_CHUNK", 2)
+
     @settings(
         max_examples=NUM_TRACES or num_traces,
         derandomize=not NUM_TRACES,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagoda.scheduler.core.queue import POLICIES, Policy, make_policy
+from pagoda.scheduler.core.policies import POLICIES
+from pagoda.scheduler.core.queue import Policy, make_policy
 from pagoda.scheduler.core.request import Request, RequestKey, Sampling
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagoda.scheduler.core import fair
-from pagoda.scheduler.core.fair import FairQueue, parse_weights
+from pagoda.scheduler.core.fair import FairQueue
+from pagoda.scheduler.core.policies import parse_weights
 from pagoda.scheduler.core.queue import make_policy
 from pagoda.scheduler.core.request import Request, RequestKey, Sampling
 

@@ -19,7 +19,7 @@ from pagoda.bench.scheduler.simulation import Simulation
 from pagoda.bench.scheduler.table import format_report
 from pagoda.bench.scheduler.trace import TraceRequest, read_trace, write_trace
 from pagoda.bench.scheduler.workload import generate
-from pagoda.scheduler.core.fair import parse_weights
+from pagoda.scheduler.core.policies import parse_weights
 
 
 def main(options: SimulationOptions) -> int:

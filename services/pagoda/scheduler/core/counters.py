@@ -28,3 +28,10 @@ class Counters:
     """Partly filled blocks in whose copy a request went on."""
     offloaded_blocks: int = 0
     loaded_blocks: int = 0
+    remote_prefills: int = 0
+    """Requests whose prompts were computed on one executor, to go on on another."""
+    moves_begun: int = 0
+    moves_done: int = 0
+    moves_failed: int = 0
+    """Given up, for whatever reason. moves_begun = moves_done + moves_failed + those on their way."""
+    moved_blocks: int = 0

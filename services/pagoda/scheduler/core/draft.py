@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pagoda.scheduler.core.lane import Flight, Lane, Prefix
+from pagoda.scheduler.core.lane import Arrival, Flight, Lane, Prefix
 from pagoda.scheduler.core.plan import NO_COPIES, BlockCopies, RowStart, StepPlan
 from pagoda.scheduler.core.request import Request
 from pagoda.scheduler.core.rows import Indices
 
-# However short steps must be, prompts go on by this many tokens.
-LEAST_CHUNK = 16
+# However short steps must be, and when nothing is known of them yet, prompts go on by this many tokens. With fewer, the
+# time goes into reading the weights.
+LEAST_CHUNK = 64
 
 
 class Draft:
@@ -25,6 +26,8 @@ class Draft:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.preempted: list[Request] = []
+        self.turned_away: list[Arrival] = []
+        """Requests on their way here, for which there is no room any more."""
         self._started_rows: list[RowStart] = []
         # (row, position, block), and (row, number of tokens).
         self._block_changes: list[tuple[int, int, int]] = []
@@ -34,7 +37,8 @@ class Draft:
     def begin(cls, lane: Lane, inter_token_target_s: float = 0.0) -> Draft | None:
         """Gives the running rows their tokens. None: the lane must wait for a step in flight first.
 
-        inter_token_target_s: prompts get no more tokens than make the step last so long; 0 = no target
+        inter_token_target_s: prompts get no more tokens than let the step last so long; 0 = no target. Not only beside
+            rows that decode: whose prompt ends within a step waits for the rest of it, and so does who comes meanwhile
         """
         rows = lane.rows
         lacking = np.flatnonzero(rows.decoding & (rows.num_computed == rows.num_slots))
@@ -52,30 +56,25 @@ class Draft:
 
     def admit(self, request: Request, prefix: Prefix) -> None:
         """Starts `request`, for which there is room, with what is left of the budget."""
-        lane = self.lane
-        row = lane.start(request, prefix)
-        self._started_rows.append(
-            RowStart(
-                row=row,
-                token_ids=request.token_ids[:],
-                num_computed_tokens=prefix.num_tokens,
-                block_ids=tuple(lane.rows.block_ids[row]),
-                sampling=request.sampling,
-            )
-        )
-        if not self._run(row):
-            lane.insert_prompt(row)
+        self._start(request, self.lane.start(request, prefix))
+
+    def receive(self, arrival: Arrival) -> None:
+        """Starts a request that has come from another lane; the budget must not be used up."""
+        self._start(arrival.request, self.lane.receive(arrival))
 
     def finish(self, now: float) -> StepPlan | None:
         """The plan, which is now in flight. None when there is nothing to run."""
-        if not self._num_rows:
+        if not (self._num_rows or self.lane.has_orders):
             return None
         lane, rows = self.lane, self.lane.rows
         block_rows, block_positions, block_ids = _columns(lane.block_changes + self._block_changes, 3)
         chunk_rows, chunk_num_tokens = _columns(self._chunks, 2)
         plan = StepPlan(
             step=lane.last_planned_step + 1,
+            withdrawn=lane.withdrawn,
+            grants=lane.grants,
             ended_rows=lane.ended_rows,
+            pushes=lane.pushes,
             offloads=_copies(lane.offloads),
             copies=_copies(lane.copies),
             loads=_copies(lane.loads),
@@ -104,8 +103,13 @@ class Draft:
         return plan
 
     def _extend(self, lacking: Indices) -> None:
-        """A block for each of the rows, which preempts others, or some of them, if need be."""
+        """A block for each of the rows. If need be, requests on their way here are turned away, and then rows are
+        preempted, these or others."""
         lane, rows = self.lane, self.lane.rows
+        while len(lacking) > lane.pool.num_available and lane.arriving:
+            arrival = next(reversed(lane.arriving.values()))
+            lane.withdraw(arrival)
+            self.turned_away.append(arrival)
         if len(lacking) > lane.pool.num_available:
             victims = sorted(lane.requests, key=lane.rank)
             while len(lacking) > lane.pool.num_available:
@@ -122,6 +126,20 @@ class Draft:
             rows.block_ids[row].append(block_id)
         rows.num_slots[lacking] += lane.spec.block_size
 
+    def _start(self, request: Request, row: int) -> None:
+        rows = self.lane.rows
+        self._started_rows.append(
+            RowStart(
+                row=row,
+                token_ids=request.token_ids[:],
+                num_computed_tokens=int(rows.num_computed[row]),
+                block_ids=tuple(rows.block_ids[row]),
+                sampling=request.sampling,
+            )
+        )
+        if not self._run(row):
+            self.lane.insert_prompt(row)
+
     def _decode(self) -> None:
         """Every row with one token left runs it and samples."""
         rows = self.lane.rows
@@ -133,11 +151,9 @@ class Draft:
     def _limit(self, inter_token_target_s: float) -> None:
         lane = self.lane
         self.budget = lane.spec.max_num_batched_tokens - self._num_tokens
-        if inter_token_target_s and self._num_rows:
-            num_decoding = self._num_rows
-            self.budget = lane.step_time.chunk_budget(
-                inter_token_target_s, num_decoding, most=self.budget, least=min(LEAST_CHUNK, self.budget)
-            )
+        if inter_token_target_s:
+            least = min(LEAST_CHUNK, self.budget)
+            self.budget = lane.step_time.chunk_budget(inter_token_target_s, most=self.budget, least=least)
 
     def _continue_prompts(self) -> None:
         lane = self.lane

@@ -218,20 +218,3 @@ class FairQueue:
         self._barred = np.append(self._barred, np.full(more, math.inf))
         self._waiting_since = np.append(self._waiting_since, np.zeros(more, np.int64))
         self._output_costs = np.append(self._output_costs, np.zeros(more))
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """Client ids and their weights, from "alice=2,bob=0.5". Raises ValueError."""
-    weights: dict[str, float] = {}
-    for item in filter(None, (item.strip() for item in text.split(","))):
-        client_id, equals, value = item.rpartition("=")
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = math.nan
-        if not equals or not 0 < weight < math.inf:
-            raise ValueError(f"weights must be CLIENT=NUMBER, separated by commas, with numbers above 0; got {item!r}")
-        if client_id in weights:
-            raise ValueError(f"weights name client {client_id!r} twice")
-        weights[client_id] = weight
-    return weights

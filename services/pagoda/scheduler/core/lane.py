@@ -20,12 +20,12 @@ from pagoda.scheduler.core.blocks import BlockPool, Tail
 from pagoda.scheduler.core.counters import Counters
 from pagoda.scheduler.core.host import HostBlocks
 from pagoda.scheduler.core.kv_events import LaneKvEvents
-from pagoda.scheduler.core.plan import StepResult
+from pagoda.scheduler.core.plan import Grant, Push, StepResult
 from pagoda.scheduler.core.request import End, Request
 from pagoda.scheduler.core.rows import Indices, Rows, TokenIds
 from pagoda.scheduler.core.slots import Slots
-from pagoda.scheduler.core.spec import LaneSpec
-from pagoda.scheduler.core.step_time import StepTimeModel
+from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec
+from pagoda.scheduler.core.step_time import StepTimes
 
 Rank = Callable[[Request], tuple[float, ...]]
 
@@ -85,6 +85,31 @@ class Departed(NamedTuple):
 
 
 @dataclass(slots=True)
+class Arrival:
+    """A row and blocks of a lane, kept for a request that comes from another."""
+
+    number: int
+    request: Request
+    source: Lane
+    target: Lane
+    shared: list[int]
+    """Blocks that hold the beginning of the request already."""
+    granted: list[int]
+    """Those behind them, which the source writes to."""
+    granted_by: int
+    """The step whose plan tells the executor."""
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.shared) + len(self.granted)
+
+    @property
+    def is_granted(self) -> bool:
+        """The executor knows, so that pushes may come."""
+        return self.target.num_completed_steps >= self.granted_by
+
+
+@dataclass(slots=True)
 class Flight:
     """A step that was planned and has not come back."""
 
@@ -129,6 +154,12 @@ class Lane:
         self.id = lane_id
         self.spec = spec
         self.rank = rank
+        self.role = spec.role
+        """It may be changed while the lane runs."""
+        self.is_leaving = False
+        """It takes no more requests."""
+        self.arriving: dict[int, Arrival] = {}
+        """Requests that come from other lanes, by their numbers."""
         self.pool = BlockPool(spec.num_blocks, enable_prefix_caching=enable_prefix_caching)
         self.host = HostBlocks(spec.num_host_blocks) if spec.num_host_blocks else None
         self.rows = Rows(spec.max_num_seqs, spec.block_size)
@@ -138,10 +169,13 @@ class Lane:
         self.last_planned_step = 0
         self.last_forward_ns = 0
         self.recent_steps: deque[StepRecord] = deque(maxlen=_NUM_RECENT_STEPS)
-        self.step_time = StepTimeModel()
+        self.step_time = StepTimes()
         self.origins = Slots()
 
         # For the next plan.
+        self.withdrawn: list[int] = []
+        self.grants: list[Grant] = []
+        self.pushes: list[Push] = []
         self.ended_rows: list[int] = []
         self.block_changes: list[tuple[int, int, int]] = []
         """(row, position, block)."""
@@ -185,7 +219,18 @@ class Lane:
 
     @property
     def num_free_rows(self) -> int:
-        return len(self._free_rows)
+        """Those that are not kept for requests on their way."""
+        return len(self._free_rows) - len(self.arriving)
+
+    @property
+    def may_decode(self) -> bool:
+        """Requests may stay when their prompts are computed."""
+        return self.role is not ExecutorRole.PREFILL and not self.is_leaving
+
+    @property
+    def has_orders(self) -> bool:
+        """The next plan has something to say even if no row runs."""
+        return bool(self.withdrawn or self.grants or self.pushes)
 
     @property
     def num_running(self) -> int:
@@ -206,6 +251,14 @@ class Lane:
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.spec.block_size)
+
+    def num_blocks_to_move(self, num_tokens: int) -> int:
+        """It goes on for a while before it leaves its row."""
+        return self.num_blocks_for(min(num_tokens + self.spec.block_size, self.spec.model.max_model_len))
+
+    def num_tokens(self, row: int) -> int:
+        """Those that are known."""
+        return int(self.rows.num_tokens[row])
 
     def num_uncomputed_tokens(self, row: int) -> int:
         return int(self.rows.num_known[row]) - int(self.rows.num_computed[row])
@@ -245,7 +298,6 @@ class Lane:
         self.pool.share(shared)
         allocated = self.allocate(self.num_blocks_for(len(request.token_ids)) - len(shared))
         assert allocated is not None
-        row = heappop(self._free_rows)
         if slots:
             fresh = iter(allocated)
             table = [next(fresh) if block_id is None else block_id for block_id in prefix.blocks]
@@ -260,18 +312,45 @@ class Lane:
         if prefix.tail:
             self.copies.append((prefix.tail.block_id, table[num_full]))
             self._counters.copied_blocks += 1
-        rows = self.rows
-        rows.start(row, request, table, prefix.num_tokens)
-        rows.origins[row] = self.origins.hold(request.key.origin)
-        rows.num_remembered_blocks[row] = rows.num_expected_blocks[row] = num_remembered
-        if self._enable_prefix_caching and len(chain) > num_remembered:
-            self.pool.expect(chain[num_remembered:], row)
-            rows.num_expected_blocks[row] = len(chain)
-            self.note_new_blocks(row)
-        for token_id in request.sampling.stop_token_ids:
-            self._num_stopped_by[token_id] += 1
-        request.lane, request.row = self, row
-        return row
+        return self._seat(request, table, prefix.num_tokens, num_remembered)
+
+    def has_room_for(self, num_tokens: int, blocks_ahead: int) -> bool:
+        """Whether a request of so many tokens could move here. blocks_ahead: that stay free for each that runs"""
+        num_kept = blocks_ahead * (self.num_running + len(self.arriving))
+        num_blocks = self.num_blocks_to_move(num_tokens) + num_kept
+        return self.num_free_rows > 0 and self.can_allocate(num_blocks)
+
+    def reserve(self, number: int, request: Request, source: Lane) -> Arrival:
+        """Room for a request of `source`, and for a little more than its tokens; there must be as much."""
+        if self._enable_prefix_caching:
+            request.hashes.extend(request.token_ids)
+        shared = self.pool.find_chain(request.hashes.chain, (len(request.token_ids) - 1) // self.spec.block_size)
+        self.pool.share(shared)
+        granted = self.allocate(self.num_blocks_to_move(len(request.token_ids)) - len(shared))
+        assert granted is not None
+        arrival = Arrival(number, request, source, self, shared, granted, self.last_planned_step + 1)
+        self.arriving[number] = arrival
+        self.grants.append(Grant(number, granted))
+        return arrival
+
+    def withdraw(self, arrival: Arrival) -> None:
+        """The request does not come. Nothing happens if that is known."""
+        if self.arriving.pop(arrival.number, None):
+            self._end_grant(arrival)
+            self.pool.release(arrival.shared + arrival.granted)
+
+    def receive(self, arrival: Arrival) -> int:
+        """The request has come, and so have the keys and values of all its tokens but the last. Returns its row."""
+        del self.arriving[arrival.number]
+        self._end_grant(arrival)
+        request, table = arrival.request, arrival.shared + arrival.granted
+        num_blocks = self.num_blocks_for(len(request.token_ids))
+        self.pool.release(table[num_blocks:])
+        return self._seat(request, table[:num_blocks], len(request.token_ids) - 1, len(arrival.shared))
+
+    def can_allocate(self, count: int) -> bool:
+        """Frees the blocks of those who have left if need be."""
+        return count <= self.pool.num_available or (self.free_departed() and count <= self.pool.num_available)
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks; what they held goes to host memory, where there is one for it."""
@@ -324,6 +403,7 @@ class Lane:
 
     def begin_next_plan(self) -> None:
         """What was noted for a plan is in one now."""
+        self.withdrawn, self.grants, self.pushes = [], [], []
         self.ended_rows, self.block_changes = [], []
         self.offloads, self.copies, self.loads = [], [], []
         if self.host is not None:
@@ -401,6 +481,9 @@ class Lane:
         leaving = {each.row for flight in self.flights for each in flight.departed}
         departed = [*self._departed, *(each for flight in self.flights for each in flight.departed)]
         tables = {f"departed {each.request.key} of row {each.row}": each.block_ids for each in departed}
+        tables |= {f"arrival {each.number}": each.shared + each.granted for each in self.arriving.values()}
+        if len(self.arriving) > len(free):
+            violations.append(f"{len(self.arriving)} requests are on their way to {len(free)} free rows")
         tables["steps in flight"] = [block_id for flight in self.flights for block_id in flight.replaced_blocks]
         for row, request in enumerate(rows.requests):
             name = f"row {row}" + (f" of request {request.request_id or request.key}" if request else "")
@@ -450,6 +533,29 @@ class Lane:
             problems.append(f"has {left} tokens to compute, but (decodes, prompt, retired) = {places}")
         return problems
 
+    def _end_grant(self, arrival: Arrival) -> None:
+        """The next plan withdraws it, before it gives the blocks to others; or never grants it."""
+        if self.last_planned_step < arrival.granted_by:
+            self.grants = [grant for grant in self.grants if grant.number != arrival.number]
+        else:
+            self.withdrawn.append(arrival.number)
+
+    def _seat(self, request: Request, table: list[int], num_computed: int, num_remembered: int) -> int:
+        """Gives `request` a row. num_remembered: blocks of the table that can be found already"""
+        rows, chain = self.rows, request.hashes.chain
+        row = heappop(self._free_rows)
+        rows.start(row, request, table, num_computed)
+        rows.origins[row] = self.origins.hold(request.key.origin)
+        rows.num_remembered_blocks[row] = rows.num_expected_blocks[row] = num_remembered
+        if self._enable_prefix_caching and len(chain) > num_remembered:
+            self.pool.expect(chain[num_remembered:], row)
+            rows.num_expected_blocks[row] = len(chain)
+            self.note_new_blocks(row)
+        for token_id in request.sampling.stop_token_ids:
+            self._num_stopped_by[token_id] += 1
+        request.lane, request.row = self, row
+        return row
+
     def _find_in_host_too(self, chain: Sequence[bytes], shared: list[int]) -> list[int | None]:
         """`shared` are the first blocks; those that follow are added to it, those in host memory are None."""
         assert self.host is not None
@@ -485,6 +591,8 @@ class Lane:
         return flight
 
     def _record(self, flight: Flight, forward_ns: int, now: float) -> None:
+        if not flight.num_rows:
+            return  # Nothing but orders.
         self.last_forward_ns = forward_ns
         self._mean_forward_ns += _STEP_WEIGHT * (forward_ns - self._mean_forward_ns)
         # A step that was sent ahead began to wait for nothing but itself when the one before it came back.
@@ -492,7 +600,7 @@ class Lane:
         self._last_result_at = now
         turnaround_ns = max(0, int((now - began_at) * 1e9) - forward_ns)
         self.recent_steps.append(StepRecord(forward_ns, turnaround_ns, flight.num_rows, flight.num_tokens))
-        self.step_time.observe(flight.num_decoding, flight.num_tokens - flight.num_decoding, forward_ns / 1e9)
+        self.step_time.observe(flight.num_tokens - flight.num_decoding, forward_ns / 1e9)
 
     def _append(self, rows: Indices, token_ids: TokenIds) -> list[tuple[Request, End]]:
         num_tokens, are_last, are_full = self.rows.append(rows, token_ids)

@@ -1,4 +1,8 @@
-"""Which lane a waiting request goes to, and when it is better off waiting a little."""
+"""Which lane a waiting request goes to, and when it is better off waiting a little.
+
+Lanes that only prefill hand a request on when its prompt is computed: it gets two lanes at once, so that its blocks can
+travel while the prompt is being computed, and so that nothing is computed which then finds no room.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,12 @@ from typing import NamedTuple
 
 from pagoda.scheduler.core.draft import Draft
 from pagoda.scheduler.core.lane import Lane, Prefix
+from pagoda.scheduler.core.moves import MayMove
 from pagoda.scheduler.core.request import Request
+from pagoda.scheduler.core.spec import ExecutorRole
+
+# When those that prefill have no room, decoding lanes take prompts this many times longer than they otherwise do.
+BUSY_FACTOR = 4
 
 
 class Candidate:
@@ -17,7 +26,7 @@ class Candidate:
         """blocks_ahead: that stay free for each request that runs"""
         self.lane = lane
         self.num_free_rows = lane.num_free_rows
-        self.num_reserved_blocks = blocks_ahead * lane.num_running
+        self.num_reserved_blocks = blocks_ahead * (lane.num_running + len(lane.arriving))
         self.num_queued_tokens = lane.num_decoding + sum(lane.num_uncomputed_tokens(row) for row in lane.prompts)
         self._draft = draft
 
@@ -36,6 +45,19 @@ class Candidate:
         is_worth_waiting = 2 * prefix.num_expected_tokens >= num_uncached
         return Offer(self, prefix, num_uncached, num_new_blocks, None if is_worth_waiting else self._draft)
 
+    def can_receive(self, request: Request) -> bool:
+        """Whether `request` could go on here when another lane has computed its prompt."""
+        num_blocks = self.num_blocks_to_move(request) + self.num_reserved_blocks
+        return self.num_free_rows > 0 and self.lane.can_allocate(num_blocks)
+
+    def num_blocks_to_move(self, request: Request) -> int:
+        return self.lane.num_blocks_to_move(len(request.token_ids))
+
+    @property
+    def fill(self) -> tuple[int, int]:
+        """Who has fewer requests goes first, then who has more blocks."""
+        return self.lane.spec.max_num_seqs - self.num_free_rows, -self.lane.pool.num_available
+
 
 class Offer(NamedTuple):
     """A lane would take a request."""
@@ -46,6 +68,8 @@ class Offer(NamedTuple):
     num_new_blocks: int
     draft: Draft | None
     """The step in which it can start; None: a later one."""
+    target: Candidate | None = None
+    """Where it goes on when its prompt is computed; None: where it is."""
 
     @property
     def cost(self) -> tuple[int, bool, int]:
@@ -54,16 +78,60 @@ class Offer(NamedTuple):
         num_tokens = self.candidate.num_queued_tokens + self.num_uncached_tokens
         return num_tokens, self.draft is None, -self.candidate.lane.pool.num_available
 
-    def reserve(self) -> None:
-        """Counts the request as the lane's, so that the next one sees it and cannot take its place."""
+    def reserve(self, request: Request) -> None:
+        """Counts `request` as the lane's, so that the next one sees it and cannot take its place."""
         self.candidate.num_free_rows -= 1
         self.candidate.num_queued_tokens += self.num_uncached_tokens
         if self.draft is None:
             self.candidate.num_reserved_blocks += self.num_new_blocks
+        if self.target:
+            self.target.num_free_rows -= 1
+            if self.draft is None:
+                self.target.num_reserved_blocks += self.target.num_blocks_to_move(request)
 
 
-def choose(request: Request, candidates: Sequence[Candidate]) -> Offer | None:
-    """The offer of least cost. None: no lane has room, and nobody behind `request` is asked."""
+class Placement:
+    """The lanes in the step that is being made."""
+
+    def __init__(self, candidates: Sequence[Candidate], may_move: MayMove, max_local_prefill_tokens: int) -> None:
+        """max_local_prefill_tokens: prompts, or what is not cached of them, that decoding lanes always compute"""
+        candidates = [candidate for candidate in candidates if not candidate.lane.is_leaving]
+        # Whoever there is must do.
+        self._decoding = [candidate for candidate in candidates if candidate.lane.may_decode] or candidates
+        # Each with those that can go on with what it has computed.
+        self._prefilling: dict[Candidate, list[Candidate]] = {}
+        for source in candidates:
+            if source.lane.role is ExecutorRole.PREFILL:
+                targets = [target for target in self._decoding if may_move(source.lane, target.lane)]
+                if targets:
+                    self._prefilling[source] = targets
+        self._max_local_prefill_tokens = max_local_prefill_tokens
+
+    def choose(self, request: Request) -> Offer | None:
+        """The best offer. None: no lane has room, and nobody behind `request` is asked."""
+        local = _cheapest(request, self._decoding)
+        if not self._prefilling or (local and local.num_uncached_tokens <= self._max_local_prefill_tokens):
+            return local
+        roomy = {candidate for candidate in self._decoding if candidate.can_receive(request)}
+        remote = _cheapest(
+            request, [source for source, targets in self._prefilling.items() if not roomy.isdisjoint(targets)]
+        )
+        if local and self._is_better(local, remote, is_full=not roomy):
+            return local
+        if remote is None:
+            return None
+        targets = [target for target in self._prefilling[remote.candidate] if target in roomy]
+        return remote._replace(target=min(targets, key=lambda target: target.fill))
+
+    def _is_better(self, local: Offer, remote: Offer | None, *, is_full: bool) -> bool:
+        """is_full: whoever computes the prompt, nobody could continue it"""
+        if local.candidate.lane.role is not ExecutorRole.DECODE:
+            return remote is None or local.cost <= remote.cost
+        is_busy = not is_full and (remote is None or remote.draft is None)
+        return is_busy and local.num_uncached_tokens <= BUSY_FACTOR * self._max_local_prefill_tokens
+
+
+def _cheapest(request: Request, candidates: Sequence[Candidate]) -> Offer | None:
     offers = [offer for candidate in candidates if (offer := candidate.offer(request))]
     if len(offers) <= 1:
         return offers[0] if offers else None

@@ -32,6 +32,24 @@ class BlockCopies(NamedTuple):
 NO_COPIES = BlockCopies()
 
 
+class Push(NamedTuple):
+    """Blocks go to another executor, to blocks that a grant names, from the first_position-th on."""
+
+    number: int
+    """Names the grant."""
+    target: str
+    """The other lane's id."""
+    first_position: int
+    block_ids: Sequence[int]
+
+
+class Grant(NamedTuple):
+    """Others may write to blocks until the grant is withdrawn: each once, in pushes that name it."""
+
+    number: int
+    block_ids: Sequence[int]
+
+
 class StepPlan(NamedTuple):
     """Differences against the executor's batch, applied in the order of the fields.
 
@@ -39,7 +57,12 @@ class StepPlan(NamedTuple):
     """
 
     step: int
+    # Numbers of grants that are over; then new ones.
+    withdrawn: Sequence[int] = ()
+    grants: Sequence[Grant] = ()
     ended_rows: Sequence[int] = ()
+    # They have what earlier steps computed.
+    pushes: Sequence[Push] = ()
     # Cache to host memory, within the cache, host memory to cache.
     offloads: BlockCopies = NO_COPIES
     copies: BlockCopies = NO_COPIES

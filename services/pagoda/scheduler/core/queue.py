@@ -12,11 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pagoda.scheduler.core.fair import FairQueue, parse_weights
+from pagoda.scheduler.core.fair import FairQueue
 from pagoda.scheduler.core.ordered import FcfsQueue, PriorityQueue, Rank
+from pagoda.scheduler.core.policies import check_policy, parse_weights
 from pagoda.scheduler.core.request import Request
-
-POLICIES = ("fcfs", "priority", "fair")
 
 
 class Policy(Protocol):
@@ -74,16 +73,7 @@ def make_policy(name: str, *, max_num_waiting: int, weights: str = "", tie_windo
 
     Raises ValueError for a policy there is not, or for options that are not this policy's.
     """
-    if name not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}")
-    if max_num_waiting < 1:
-        raise ValueError(f"max_num_waiting must be at least 1, got {max_num_waiting}")
-    if weights and name != "fair":
-        raise ValueError(f"weights are for the policy fair, not for {name}")
-    if not 0 <= tie_window_s < float("inf"):
-        raise ValueError(f"tie_window_s must be 0 or more seconds, got {tie_window_s}")
-    if tie_window_s and name == "fair":
-        raise ValueError("tie_window_s is for the policies fcfs and priority, not for fair")
+    check_policy(name, max_num_waiting=max_num_waiting, weights=weights, tie_window_s=tie_window_s)
     if name == "fair":
         return FairQueue(max_num_waiting, parse_weights(weights))
     return (FcfsQueue if name == "fcfs" else PriorityQueue)(max_num_waiting, tie_window_s)

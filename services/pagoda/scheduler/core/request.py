@@ -13,6 +13,7 @@ from pagoda.scheduler.core.hashes import NO_HASHES, MediaItem, PrefixHashes
 
 if TYPE_CHECKING:
     from pagoda.scheduler.core.lane import Lane
+    from pagoda.scheduler.core.moves import Move
 
 
 class FinishReason(IntEnum):
@@ -69,6 +70,7 @@ class Request:
     """
 
     __slots__ = (
+        "_num_tokens_when_lost",
         "adapter",
         "arrival",
         "arrived_at",
@@ -81,6 +83,7 @@ class Request:
         "lane",
         "max_num_tokens",
         "media",
+        "move",
         "num_cached_tokens",
         "num_lanes_lost",
         "num_prompt_tokens",
@@ -140,7 +143,11 @@ class Request:
         self.lane: Lane | None = None
         self.row = -1
         """Its row in `lane`, while it has one."""
+        self.move: Move | None = None
+        """Its way to another lane, while it is on one."""
         self.num_lanes_lost = 0
+        """Lanes that died while it ran on them and that brought it no token."""
+        self._num_tokens_when_lost = 0
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when the request first got a row; None until then."""
         self.end: End | None = None
@@ -153,6 +160,14 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    def note_lost(self, died: bool) -> None:
+        """Its lane is gone. died: the lane did not leave in good order"""
+        if len(self.token_ids) > self._num_tokens_when_lost:
+            # What kills executors does so at the same token each time.
+            self.num_lanes_lost = 0
+        self._num_tokens_when_lost = len(self.token_ids)
+        self.num_lanes_lost += died
 
     def begin_hashes(self, block_size: int) -> None:
         """Names the full blocks of the tokens so far. block_size: the cell's."""

@@ -23,18 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagoda.errors import DeadlineExceededError, PagodaError, ResourceExhaustedError, UnavailableError
+from pagoda.scheduler.core.balance import proposals
 from pagoda.scheduler.core.counters import Counters
 from pagoda.scheduler.core.draft import Draft
 from pagoda.scheduler.core.kv_events import KvEvents
 from pagoda.scheduler.core.lane import Commit, Lane
-from pagoda.scheduler.core.placement import Candidate, choose
+from pagoda.scheduler.core.moves import MayMove, Moves
+from pagoda.scheduler.core.placement import Candidate, Placement
 from pagoda.scheduler.core.plan import StepPlan, StepResult
 from pagoda.scheduler.core.queue import make_policy
 from pagoda.scheduler.core.request import End, FinishReason, Request, RequestKey
-from pagoda.scheduler.core.spec import LaneSpec, ModelSpec
+from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
 from pagoda.scheduler.core.validation import check_fits, check_parameters
 
-# A request that was running on this many executors when they died may be what killed them.
+# A request that was running on this many executors when they died, and got no further, may be what killed them.
 MAX_LANES_LOST = 3
 
 # Steps that may be made before `settle` is called; then the next step calls it itself.
@@ -55,11 +57,17 @@ class CoreOptions:
     max_plans_in_flight: int = 0
     """Per lane; 0 = two while its steps are short, else one."""
     inter_token_target_s: float = 0.0
-    """Prompts get no more tokens per step than make it last so long; 0 = no target."""
+    """Steps get no more prompt tokens than let them last so long; 0 = no target."""
     blocks_ahead: int = 2
     """Blocks left to each running request when another one is admitted: it will soon need them, and would otherwise
     preempt the newcomer after its prompt was computed. 2 was found by simulation: fewer preempt more often, more leave
     memory unused."""
+    max_local_prefill_tokens: int = 128
+    """What is not cached of a prompt is computed by the lane that decodes if it is no longer than this."""
+    transfer_timeout_s: float = 10.0
+    """A request whose KV blocks have not arrived on its new lane after so long is computed again."""
+    first_move: int = 1
+    """Number of the first request that moves; no executor may remember one with this or a higher number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,9 @@ class Scheduler:
         """
         self.options = options or CoreOptions()
         self.counters = Counters()
+        self.moves = Moves(
+            self.counters, timeout_s=self.options.transfer_timeout_s, first_number=self.options.first_move
+        )
         self.lanes: dict[str, Lane] = {}
         self.waiting = make_policy(
             self.options.policy,
@@ -207,14 +218,37 @@ class Scheduler:
             self._kv_events.remove_lane(lane_id)
         if not self.lanes:
             self._without_lanes_since = now
+        for move in self.moves.of(lane):
+            self._requeue(self.moves.cancel(move))
         for request in lane.requests:
             lane.forget_row(request.row)
             self.waiting.add(request)
             self.counters.recoveries += 1
-            request.num_lanes_lost += died
+            request.note_lost(died)
             if request.num_lanes_lost >= MAX_LANES_LOST:
                 message = f"{MAX_LANES_LOST} executors died while they ran this request; it will not be tried again"
                 self._end_with_error(request, UnavailableError(message, reason="EXECUTOR_LOST"))
+
+    def set_role(self, lane_id: str, role: ExecutorRole) -> None:
+        """What an executor does with requests from now on; those that should be elsewhere move."""
+        self.lanes[lane_id].role = role
+
+    def begin_leaving(self, lane_id: str) -> None:
+        """An executor takes no more requests; those that it has move, or end there. See `may_leave`."""
+        self.lanes[lane_id].is_leaving = True
+
+    def may_leave(self, lane_id: str) -> bool:
+        """Nobody would notice the executor's end."""
+        lane = self.lanes[lane_id]
+        return not (lane.num_running or lane.flights or self.moves.of(lane))
+
+    def note_arrived(self, lane_id: str, number: int, count: int) -> None:
+        """`count` blocks of a move have come to an executor so far."""
+        self.moves.note_arrived(number, self.lanes[lane_id], count)
+
+    def note_failed(self, lane_id: str, number: int, now: float) -> None:
+        """An executor could not push the blocks of a move."""
+        self._requeue(self.moves.note_failed(number, self.lanes[lane_id], now))
 
     def commit(self, lane_id: str, result: StepResult, now: float) -> None:
         """Applies what a lane's oldest step in flight brought.
@@ -239,8 +273,13 @@ class Scheduler:
             self.settle()
         self._num_unsettled_steps += 1
         self._expire(now)
+        self._requeue(self.moves.advance(now))
         drafts = self._draft()
-        self._admit(drafts)
+        self._receive(drafts)
+        may_move = self.moves.may_move(now)
+        self._admit(drafts, may_move)
+        if len(self.lanes) > 1:
+            self._rebalance(may_move)
         return [(lane_id, plan) for lane_id, draft in drafts.items() if (plan := draft.finish(now))]
 
     def settle(self) -> None:
@@ -254,6 +293,8 @@ class Scheduler:
         violations = [violation for lane in self.lanes.values() for violation in lane.check_integrity()]
         places = Counter(request.key for request in self.waiting)
         places.update(request.key for lane in self.lanes.values() for request in lane.requests)
+        places.update(move.request.key for move in self.moves if move.has_left)
+        violations += self.moves.check_integrity(list(self.lanes.values()))
         for key in self.requests.keys() | places.keys():
             if places[key] != 1 or key not in self.requests:
                 known = "unfinished" if key in self.requests else "unknown"
@@ -267,28 +308,50 @@ class Scheduler:
             if lane.can_plan and (draft := Draft.begin(lane, self.options.inter_token_target_s)):
                 drafts[lane_id] = draft
                 for request in draft.preempted:
+                    if request.move:
+                        self.moves.cancel(request.move)
                     self.waiting.add(request)
                     self.counters.preemptions += 1
+                for arrival in draft.turned_away:
+                    if move := arrival.request.move:
+                        self._requeue(self.moves.cancel(move))
         return drafts
 
-    def _admit(self, drafts: dict[str, Draft]) -> None:
+    def _receive(self, drafts: dict[str, Draft]) -> None:
+        """Requests that have come from other lanes start, before those that wait."""
+        for move in self.moves.arrived():
+            draft = drafts.get(move.arrival.target.id)
+            if draft and draft.budget:
+                draft.receive(move.arrival)
+                draft.lane.rows.client_slots[move.request.row] = self.waiting.slot(move.request)
+                self.moves.finish(move)
+
+    def _rebalance(self, may_move: MayMove) -> None:
+        for request, target in proposals(list(self.lanes.values()), may_move, self.options.blocks_ahead):
+            self.moves.begin(request, target)
+
+    def _admit(self, drafts: dict[str, Draft], may_move: MayMove) -> None:
         """Waiting requests take what is left, in order, up to the first that fits nowhere."""
         if not drafts or not self.waiting:
             return
         candidates = [
             Candidate(lane, drafts.get(lane_id), self.options.blocks_ahead) for lane_id, lane in self.lanes.items()
         ]
+        placement = Placement(candidates, may_move, self.options.max_local_prefill_tokens)
         for request in self.waiting:
-            offer = choose(request, candidates)
+            offer = placement.choose(request)
             if offer is None:
                 break
-            offer.reserve()
+            offer.reserve(request)
             # What is worth waiting for is there in the next step, or in one soon after.
             if draft := offer.draft:
                 self.waiting.admit(request, offer.num_uncached_tokens)
                 draft.admit(request, offer.prefix)
                 draft.lane.rows.client_slots[request.row] = self.waiting.slot(request)
                 self._note_admission(request, offer.prefix.num_tokens)
+                if offer.target:
+                    self.moves.begin(request, offer.target.lane)
+                    self.counters.remote_prefills += 1
 
     def _note_admission(self, request: Request, num_cached: int) -> None:
         if request.num_cached_tokens is None:
@@ -367,6 +430,12 @@ class Scheduler:
                 message = f"no executor joined within {timeout_s:g} s; try again later"
                 self._end_with_error(request, UnavailableError(message, reason="NO_EXECUTOR"))
 
+    def _requeue(self, requests: list[Request]) -> None:
+        """They have no row any more, and are computed again."""
+        for request in requests:
+            self.waiting.add(request)
+            self.counters.recoveries += 1
+
     def _end_with_error(self, request: Request, error: PagodaError) -> None:
         self._end(request, End(FinishReason.ERROR, error=error))
 
@@ -376,8 +445,10 @@ class Scheduler:
         del self.requests[request.key]
         if request.lane is not None:
             request.lane.leave(request.row)
-        else:
+        elif request.move is None:
             self.waiting.remove(request)
+        if request.move:
+            self.moves.cancel(request.move)
         self.waiting.finish(request)
         if end.reason is FinishReason.ABORT:
             self.counters.requests_aborted += 1

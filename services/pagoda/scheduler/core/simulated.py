@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from pagoda.scheduler.core.plan import BlockCopies, RowStart, StepPlan, StepResult
+from pagoda.scheduler.core.plan import BlockCopies, Grant, Push, RowStart, StepPlan, StepResult
 from pagoda.scheduler.core.spec import LaneSpec
 
 _START = 0x9E3779B97F4A7C15
@@ -44,6 +45,13 @@ class _Row:
         return len(self.token_ids) - self.num_computed_tokens
 
 
+class Parcel(NamedTuple):
+    """What a push sends: the contents of blocks."""
+
+    push: Push
+    contents: list[list[int | None]]
+
+
 class SimulatedExecutor:
     """The batch, the paged cache and the host memory of one executor."""
 
@@ -53,6 +61,11 @@ class SimulatedExecutor:
         # [num_blocks][block_size]: a digest, or None where nothing was written.
         self._cache = [_empty(spec.block_size) for _ in range(spec.num_blocks)]
         self._host = [_empty(spec.block_size) for _ in range(spec.num_host_blocks)]
+        # Blocks that were granted and have not come; how many of each grant have.
+        self._awaited: dict[int, dict[int, int]] = {}
+        self._num_arrived: dict[int, int] = {}
+        self.outbox: list[Parcel] = []
+        """What plans have pushed; whoever drives this delivers it."""
         self._last_step = 0
         self.work: dict[int, int] = {}
         """Of the last step: rows that ran, and how many of their tokens."""
@@ -60,8 +73,14 @@ class SimulatedExecutor:
     def run(self, plan: StepPlan) -> StepResult:
         assert plan.step == self._last_step + 1
         self._last_step = plan.step
+        for number in plan.withdrawn:
+            del self._awaited[number], self._num_arrived[number]
+        for grant in plan.grants:
+            self._grant(grant)
         for row in plan.ended_rows:
             del self._rows[row]
+        for push in plan.pushes:
+            self.outbox.append(Parcel(push, [list(self._cache[block_id]) for block_id in push.block_ids]))
         _copy(plan.offloads, self._cache, self._host)
         _copy(plan.copies, self._cache, self._cache)
         _copy(plan.loads, self._host, self._cache)
@@ -76,7 +95,9 @@ class SimulatedExecutor:
             assert row not in counts
             assert 0 < num_new <= self._rows[row].num_uncomputed_tokens
             counts[row] = num_new
-        assert counts, "a plan runs at least one row"
+        has_orders = plan.withdrawn or plan.grants or plan.pushes
+        assert counts or has_orders, "a plan does something"
+        self._check_grants()
         assert sum(counts.values()) <= self._spec.max_num_batched_tokens
         self.work = counts
         sampled: dict[int, int] = {}
@@ -86,6 +107,28 @@ class SimulatedExecutor:
                 sampled[row] = token_id
         rows, token_ids = np.array(list(sampled), np.uint32), np.array(list(sampled.values()), np.uint32)
         return StepResult(plan.step, rows, token_ids, forward_ns=1)
+
+    def receive(self, parcel: Parcel) -> tuple[int, int] | None:
+        """A push arrives. (number of the grant, how many of its blocks have come), or None: the grant is over."""
+        number, _, first_position, _ = parcel.push
+        if number not in self._awaited:
+            return None
+        for position, content in enumerate(parcel.contents, first_position):
+            self._cache[self._awaited[number].pop(position)] = list(content)
+        self._num_arrived[number] += len(parcel.contents)
+        return number, self._num_arrived[number]
+
+    def _grant(self, grant: Grant) -> None:
+        assert grant.number not in self._awaited, f"grant {grant.number} is there already"
+        self._awaited[grant.number] = dict(enumerate(grant.block_ids))
+        self._num_arrived[grant.number] = 0
+
+    def _check_grants(self) -> None:
+        """Nobody else uses a block that pushes may still write to."""
+        awaited = [block_id for blocks in self._awaited.values() for block_id in blocks.values()]
+        assert len(set(awaited)) == len(awaited), "a block is granted twice"
+        used = {block_id for row in self._rows.values() for block_id in row.block_ids}
+        assert used.isdisjoint(awaited), "a row uses a block that others may write to"
 
     def _start(self, start: RowStart) -> None:
         assert start.row not in self._rows, f"row {start.row} is taken"

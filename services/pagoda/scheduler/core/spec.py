@@ -33,6 +33,8 @@ class ModelSpec:
     vocab_size: int
     eos_token_ids: frozenset[int]
     dtype: str
+    kv_dtype: str = ""
+    """Of the KV cache: it, too, decides about tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class LaneSpec:
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    receives: bool = False
+    """Others can push KV blocks to it."""
     num_host_blocks: int = 0
     """Blocks of host memory."""
     swap_only: bool = False
@@ -59,11 +63,10 @@ class LaneSpec:
         _check_range("max_num_seqs", self.max_num_seqs, 1, MAX_NUM_SEQS)
         _check_range("max_model_len", self.model.max_model_len, 2, MAX_NUM_BLOCKS)
         _check_range("vocab_size", self.model.vocab_size, 1, MAX_NUM_BLOCKS)
-        if self.role not in (ExecutorRole.UNSPECIFIED, ExecutorRole.MIXED):
+        if self.role is ExecutorRole.DECODE and not self.receives:
             raise InvalidArgumentError(
-                f"executors of role {self.role.name} are not supported yet; register as MIXED",
-                reason="UNSUPPORTED_ROLE",
-                param="role",
+                "an executor of role DECODE must name transfer_endpoints, where others push KV blocks to",
+                param="transfer_endpoints",
             )
         # Every running request can then have at least its one token in every step.
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -18,9 +18,9 @@ from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u32, unpack_u64
 from pagoda.rpc.channel import open_channel
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
-from pagoda.scheduler.core.plan import BlockCopies, RowStart, StepPlan
+from pagoda.scheduler.core.plan import BlockCopies, Grant, Push, RowStart, StepPlan
 from pagoda.scheduler.core.request import Sampling
-from pagoda.scheduler.core.simulated import SimulatedExecutor
+from pagoda.scheduler.core.simulated import Parcel, SimulatedExecutor
 from pagoda.scheduler.engine import Engine
 from pagoda.scheduler.server import running_scheduler
 from pagoda.v1 import common_pb2, scheduler_pb2, scheduler_pb2_grpc, step_pb2
@@ -45,6 +45,12 @@ def decode_plan(data: bytes) -> StepPlan:
     }
     return StepPlan(
         step=message.step,
+        withdrawn=unpack_u64(message.withdrawn_grants).tolist(),
+        grants=[Grant(grant.number, unpack_u32(grant.block_ids).tolist()) for grant in message.grants],
+        pushes=[
+            Push(push.number, "".join(push.endpoints), push.first_position, unpack_u32(push.block_ids).tolist())
+            for push in message.pushes
+        ],
         ended_rows=unpack_u32(message.ended_rows).tolist(),
         started_rows=started,
         block_rows=unpack_u32(message.block_rows).tolist(),
@@ -66,6 +72,7 @@ def registration(name: str = "fake", **changes: Any) -> scheduler_pb2.ExecutorRe
         kv_layout=common_pb2.KvLayout(block_size=4, num_blocks=64),
         max_num_seqs=4,
         max_num_batched_tokens=32,
+        transfer_endpoints=[name],
     )
     for field, value in changes.items():
         owner = message.model if field in common_pb2.ModelInfo.DESCRIPTOR.fields_by_name else message
@@ -99,14 +106,19 @@ class Peer:
 
 
 class FakeExecutor(Peer):
-    """A simulated executor behind the wire. `pause` keeps its answers back."""
+    """A simulated executor behind the wire, whose transfer endpoint is its name."""
 
-    def __init__(self, call: Any, session: scheduler_pb2.Session, message: Any) -> None:
+    def __init__(
+        self, call: Any, session: scheduler_pb2.Session, message: Any, pause_at: int, peers: dict[str, FakeExecutor]
+    ) -> None:
+        """peers: all executors, by their endpoints"""
         super().__init__(call, session, scheduler_pb2.RegisterExecutorRequest(heartbeat=scheduler_pb2.Heartbeat()))
+        self._name = message.name
+        self._peers = peers
         self.simulated = SimulatedExecutor(codec.decode_lane(message))
         self.may_answer = asyncio.Event()
         self.may_answer.set()
-        self.pause_at = 0
+        self.pause_at = pause_at
         """The plan, counted from 1, at which it pauses by itself."""
         self.plans: list[StepPlan] = []
         self.working = asyncio.create_task(self._work())
@@ -122,9 +134,24 @@ class FakeExecutor(Peer):
             answer = step_pb2.StepResult(
                 step=result.step, rows=pack_u32(result.rows), token_ids=pack_u32(result.token_ids), forward_ns=1000
             )
-            await self.socket.send(step_pb2.ExecutorMessage(result=answer).SerializeToString())
+            message = step_pb2.ExecutorMessage(result=answer)
+            for parcel in self.simulated.outbox:
+                if parcel.push.target in self._peers:
+                    await self._peers[parcel.push.target].receive(parcel)
+                else:
+                    message.failed_pushes.add(number=parcel.push.number, reason="unreachable")
+            self.simulated.outbox.clear()
+            await self.socket.send(message.SerializeToString())
+
+    async def receive(self, parcel: Parcel) -> None:
+        if news := self.simulated.receive(parcel):
+            number, count = news
+            message = step_pb2.ExecutorMessage(arrived_grants=pack_u64([number]), arrived_counts=pack_u32([count]))
+            await self.socket.send(message.SerializeToString())
 
     async def stop(self) -> None:
+        if self._peers.get(self._name) is self:
+            del self._peers[self._name]
         self.working.cancel()
         await super().stop()
 
@@ -193,6 +220,8 @@ class Service:
         self.shut_down = shut_down
         self.engine = engine
         self.stub = scheduler_pb2_grpc.SchedulerStub(channel)  # type: ignore[no-untyped-call]
+        self.executors: dict[str, FakeExecutor] = {}
+        """By their names: the latest of each, while it runs."""
         self._peers: list[Peer] = []
 
     async def register(self, message: Any) -> tuple[Any, scheduler_pb2.Session]:
@@ -200,9 +229,10 @@ class Service:
         await call.write(scheduler_pb2.RegisterExecutorRequest(registration=message))
         return call, (await call.read()).session
 
-    async def executor(self, name: str = "fake", **changes: Any) -> FakeExecutor:
+    async def executor(self, name: str = "fake", *, pause_at: int = 0, **changes: Any) -> FakeExecutor:
+        """pause_at: the plan, counted from 1, at which it pauses by itself"""
         message = registration(name, **changes)
-        executor = FakeExecutor(*await self.register(message), message)
+        executor = self.executors[name] = FakeExecutor(*await self.register(message), message, pause_at, self.executors)
         self._peers.append(executor)
         await self.until(lambda: executor.session.session_id in self.engine.core.lanes)
         return executor

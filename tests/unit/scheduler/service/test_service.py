@@ -113,10 +113,9 @@ async def test_generate_ends_when_its_time_is_up(service: Any) -> None:
 
 
 async def test_cancelling_generate_frees_its_blocks(service: Any) -> None:
-    executor = await service.executor()
+    executor = await service.executor(pause_at=3)
     call = service.stub.Generate(generate_request(max_tokens=50, ignore_eos=True))
     await call.read()
-    executor.may_answer.clear()
     call.cancel()
     await service.until(lambda: not service.engine.core.requests)
     # The step in flight may still write to the blocks.
@@ -234,9 +233,8 @@ async def test_an_executor_that_says_goodbye_is_nobodys_fault(service: Any, requ
     tokenizer = await service.tokenizer()
     await tokenizer.send(request_of(1, PROMPT, max_tokens=58, ignore_eos=True))
     for number in range(4):
-        executor = await service.executor(f"executor-{number}")
+        executor = await service.executor(f"executor-{number}", pause_at=3)
         await tokenizer.until(lambda: tokenizer.tokens[1])
-        executor.may_answer.clear()
         await executor.call.done_writing()
         assert await executor.call.read() is grpc.aio.EOF  # type: ignore[attr-defined]
     await service.executor("last")
@@ -248,8 +246,7 @@ async def test_a_request_that_kills_executors_is_given_up(service: Any, request_
     tokenizer = await service.tokenizer()
     await tokenizer.send(request_of(1, PROMPT, max_tokens=50))
     for number in range(3):
-        executor = await service.executor(f"executor-{number}")
-        executor.may_answer.clear()
+        executor = await service.executor(f"executor-{number}", pause_at=1)
         await service.until(lambda: executor.plans)  # noqa: B023
         await executor.stop()
     await tokenizer.until(lambda: tokenizer.finished)
@@ -355,7 +352,6 @@ async def test_a_request_is_taken_up_where_another_scheduler_left_it(service: An
         ({"max_model_len": 32}, Code.FAILED_PRECONDITION, "EXECUTOR_MISMATCH"),
         ({"vocab_size": 99}, Code.FAILED_PRECONDITION, "EXECUTOR_MISMATCH"),
         ({"max_model_len": 257}, Code.INVALID_ARGUMENT, "KV_CACHE_TOO_SMALL"),
-        ({"role": common_pb2.EXECUTOR_ROLE_DECODE}, Code.INVALID_ARGUMENT, "UNSUPPORTED_ROLE"),
         ({"max_num_batched_tokens": 3}, Code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
     ],
 )

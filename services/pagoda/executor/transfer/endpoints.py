@@ -1,0 +1,84 @@
+"""Addresses of a receiver: how they are written, and which of them can be of use from here.
+
+    shm://<host id>/<name of a socket>?session=<hex>&key=<hex>
+    tcp://<host>:<port>?session=<hex>&key=<hex>
+
+`session` is the word by which the receiver knows those who were told its address. `key` is its CURVE public key, if it
+has one. A receiver names its best endpoint first.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import zmq.utils.z85
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One address, taken apart."""
+
+    socket: str
+    """What ZeroMQ connects to."""
+
+    session: str
+    curve_key: bytes | None
+    """The receiver's public key, 40 characters of Z85."""
+
+    host_id: str | None
+    """Through a mailbox, on the host of this id; None for TCP."""
+
+    def __str__(self) -> str:
+        name = self.socket.removeprefix("ipc://@")
+        address = self.socket if self.host_id is None else f"shm://{self.host_id}/{name}"
+        key = f"&key={zmq.utils.z85.decode(self.curve_key).hex()}" if self.curve_key else ""
+        return f"{address}?session={self.session}{key}"
+
+
+def parse_endpoint(text: str) -> Endpoint | None:
+    """None for a scheme that is not known here. Raises ValueError for what is no endpoint."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("shm", "tcp"):
+        return None
+    query = parse_qs(parts.query)
+    session, key = query.get("session", [""])[0], query.get("key", [""])[0]
+    name = parts.path.removeprefix("/")
+    if not session or not parts.netloc or bool(name) != (parts.scheme == "shm"):
+        raise ValueError(f"{text!r} is not an endpoint of a receiver")
+    try:
+        curve_key = zmq.utils.z85.encode(bytes.fromhex(key)) if key else None
+    except (ValueError, binascii.Error):
+        raise ValueError(f"{text!r} has a key that is not hexadecimal") from None
+    if parts.scheme == "shm":
+        return Endpoint(f"ipc://@{name}", session, curve_key, parts.netloc)
+    return Endpoint(f"tcp://{parts.netloc}", session, curve_key, None)
+
+
+def usable(endpoints: Sequence[str]) -> list[Endpoint]:
+    """Those that may work from this host, in their order. Raises ValueError for what is no endpoint."""
+    parsed = [endpoint for endpoint in map(parse_endpoint, endpoints) if endpoint]
+    return [endpoint for endpoint in parsed if endpoint.host_id in (None, host_id())]
+
+
+def host_id() -> str:
+    """The same for all processes on this host, and for no others."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def check_listen(listen: str, *, encrypted: bool) -> None:
+    """Raises ValueError unless `listen` is a TCP address that only those reach who should."""
+    parts = urlsplit(listen.removesuffix(":*"))
+    if parts.scheme != "tcp" or not parts.hostname or parts.path or (not listen.endswith(":*") and parts.port is None):
+        raise ValueError(f"KV blocks can be received at tcp://host:port, not at {listen!r}")
+    if parts.hostname not in LOOPBACK and not encrypted:
+        raise ValueError(
+            f"{listen!r} would be open to other hosts without encryption; bind it to 127.0.0.1, or give it CURVE keys"
+        )
+    if parts.hostname in ("*", "0.0.0.0", "::"):
+        raise ValueError(f"{listen!r} is no address that another host could connect to; name one of this host's")

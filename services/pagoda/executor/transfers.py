@@ -1,0 +1,99 @@
+"""The transfers of an executor: what plans say of grants and pushes, and what the scheduler is told of them.
+
+The blocks themselves are moved by `transfer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pagoda.executor.description import describe_layout
+from pagoda.executor.plan_arrays import PlanError, read_indices
+from pagoda.executor.runner import Runner
+from pagoda.executor.transfer.receiver import Receiver
+from pagoda.executor.transfer.sender import Sender
+from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u64
+from pagoda.v1 import step_pb2
+
+# Of the cache.
+_BLOCK_AXIS = 2
+
+
+class Transfers:
+    """Both directions, for one cache."""
+
+    def __init__(self, receiver: Receiver, sender: Sender, num_blocks: int, *, tcp_only: bool = False) -> None:
+        """num_blocks: of the cache
+        tcp_only: others are not told of shared memory
+        """
+        self.receiver = receiver
+        self.sender = sender
+        self._num_blocks = num_blocks
+        self._tcp_only = tcp_only
+
+    @property
+    def endpoints(self) -> list[str]:
+        """For other executors, until `reset`."""
+        return [each for each in self.receiver.endpoints if not self._tcp_only or each.startswith("tcp:")]
+
+    @property
+    def filenos(self) -> Sequence[int]:
+        """One of them is readable when there is news."""
+        return self.receiver.fileno(), self.sender.fileno()
+
+    def apply(self, plan: step_pb2.StepPlan) -> None:
+        """Grants end and begin, and blocks leave; then the cache may be written to.
+
+        Raises PlanError for blocks that do not exist and for grants that cannot be.
+        """
+        if plan.withdrawn_grants:
+            for number in unpack_u64(plan.withdrawn_grants).tolist():
+                self.receiver.revoke(number)
+        for grant in plan.grants:
+            block_ids = read_indices(grant.block_ids, "grants.block_ids", self._num_blocks)
+            try:
+                self.receiver.grant(grant.number, block_ids, grant.timeout_s)
+            except ValueError as error:
+                raise PlanError(str(error)) from None
+        for push in plan.pushes:
+            block_ids = read_indices(push.block_ids, "pushes.block_ids", self._num_blocks)
+            self.sender.push(push.endpoints, push.number, push.first_position, block_ids)
+
+    def add_news(self, message: step_pb2.ExecutorMessage) -> bool:
+        """What happened since it was last asked. False: nothing."""
+        arrivals = self.receiver.take_arrivals()
+        if arrivals:
+            numbers, counts = zip(*arrivals, strict=True)
+            message.arrived_grants, message.arrived_counts = pack_u64(numbers), pack_u32(counts)
+        failures = [*self.sender.take_failures(), *self.receiver.take_failures()]
+        for number, reason in failures:
+            message.failed_pushes.add(number=number, reason=reason)
+        return bool(arrivals or failures)
+
+    def reset(self) -> None:
+        """A session is over: nothing that was granted or pushed in it counts any more."""
+        self.receiver.reset()
+        self.sender.reset()
+
+    def close(self) -> None:
+        self.sender.close()
+        self.receiver.close()
+
+
+def make_transfers(runner: Runner, listen: str, *, tcp_only: bool) -> Transfers | None:
+    """For the runner's cache; None where it is not in memory that processes can share.
+
+    listen: see `Receiver`
+    tcp_only: see `Transfers`
+
+    Raises ValueError, naming the option, for an address that cannot be listened on.
+    """
+    if runner.cache.is_cuda:
+        return None
+    layout = describe_layout(runner.layout)
+    try:
+        receiver = Receiver(runner.cache, _BLOCK_AXIS, layout, listen=listen)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--transfer-endpoint {listen}: {error}") from None
+    sender = Sender(runner.cache, _BLOCK_AXIS, layout)
+    return Transfers(receiver, sender, runner.layout.num_blocks, tcp_only=tcp_only)

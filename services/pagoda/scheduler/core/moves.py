@@ -1,0 +1,201 @@
+"""Requests on their way from one lane to another, with their KV blocks.
+
+A move begins with a reservation: blocks and a row of the target. The target's next plan grants the move the right to
+write to those blocks; before that plan has come back, nothing is pushed. All the while the request goes on where it is,
+and its lane's plans push what earlier ones have computed. When only its last token is left to compute it leaves its
+row, the rest is pushed, and once everything has arrived it starts on the target, which computes that token.
+
+Whatever goes wrong before a request has left its row costs it nothing. After that it goes back to the queue and is
+computed again. A push that comes late finds no right to write: the plan that gives a block to somebody else withdraws
+the right first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+from pagoda.scheduler.core.counters import Counters
+from pagoda.scheduler.core.lane import Arrival, Lane
+from pagoda.scheduler.core.plan import Push
+from pagoda.scheduler.core.request import Request
+
+MayMove = Callable[[Lane, Lane], bool]
+"""Whether requests may move from the one to the other now."""
+
+# After a push between two lanes has failed, nothing else is moved between them for so long.
+PAUSE_S = 5.0
+
+
+class Move:
+    """One request between two lanes."""
+
+    __slots__ = (
+        "arrival",
+        "deadline",
+        "has_left",
+        "least_tokens",
+        "num_arrived",
+        "num_needed",
+        "num_pushed",
+        "request",
+    )
+
+    def __init__(self, request: Request, arrival: Arrival, least_tokens: int) -> None:
+        """least_tokens: that the request has when it leaves its row"""
+        self.request = request
+        self.arrival = arrival
+        self.least_tokens = least_tokens
+        self.num_pushed = 0
+        """Of the granted blocks, from the first."""
+        self.num_arrived = 0
+        self.num_needed = 0
+        """How many must arrive; known when the request has left its row."""
+        self.has_left = False
+        self.deadline = 0.0
+        """Once it has left its row."""
+
+    @property
+    def has_arrived(self) -> bool:
+        return self.has_left and self.num_arrived >= self.num_needed
+
+
+class Moves:
+    """All moves of a cell. Those who call it put requests that it returns back into the queue."""
+
+    def __init__(self, counters: Counters, *, timeout_s: float, first_number: int = 1) -> None:
+        """timeout_s: from the last push to the last arrival
+        first_number: moves have numbers from here; executors must never have seen one of them with another meaning
+        """
+        self._counters = counters
+        self._timeout_s = timeout_s
+        self._numbers = itertools.count(first_number)
+        self._moves: dict[int, Move] = {}
+        # (from, to): when the two may be tried again.
+        self._paused: dict[tuple[str, str], float] = {}
+
+    def __len__(self) -> int:
+        return len(self._moves)
+
+    def __iter__(self) -> Iterator[Move]:
+        return iter(self._moves.values())
+
+    def of(self, lane: Lane) -> list[Move]:
+        """Those from `lane` and those to it."""
+        return [move for move in self._moves.values() if lane in (move.arrival.source, move.arrival.target)]
+
+    def may_move(self, now: float) -> MayMove:
+        """What holds now."""
+        paused = {lanes for lanes, until in self._paused.items() if until > now}
+
+        def may_move(source: Lane, target: Lane) -> bool:
+            return target.spec.receives and source is not target and (source.id, target.id) not in paused
+
+        return may_move
+
+    def begin(self, request: Request, target: Lane) -> None:
+        """`request`, which has a row, will go on on `target`, which must have room for it."""
+        source, row = request.lane, request.row
+        assert source is not None
+        assert request.move is None
+        source.rows.flush(row)
+        # The token behind the prompt is for the client, and need not wait until everything has arrived.
+        least_tokens = len(request.token_ids) + (source.num_uncomputed_tokens(row) > 1)
+        arrival = target.reserve(next(self._numbers), request, source)
+        request.move = self._moves[arrival.number] = Move(request, arrival, least_tokens)
+        self._counters.moves_begun += 1
+
+    def advance(self, now: float) -> list[Request]:
+        """Whatever can be pushed is in the next plans. Returns requests that have waited too long for an arrival."""
+        stranded: list[Request] = []
+        for move in list(self._moves.values()):
+            if not move.has_left:
+                self._push(move, now)
+            elif move.deadline <= now and not move.has_arrived:
+                stranded += self._fail(move, now)
+        return stranded
+
+    def note_arrived(self, number: int, target: Lane, count: int) -> None:
+        """`count` blocks of a move have arrived on `target` so far."""
+        move = self._moves.get(number)
+        if move and move.arrival.target is target:
+            move.num_arrived = max(move.num_arrived, min(count, move.num_pushed))
+
+    def note_failed(self, number: int, source: Lane, now: float) -> list[Request]:
+        """`source` could not push. Returns the request if it has no row any more."""
+        move = self._moves.get(number)
+        return self._fail(move, now) if move and move.arrival.source is source else []
+
+    def arrived(self) -> list[Move]:
+        """Those whose requests can start on their targets."""
+        return [move for move in self._moves.values() if move.has_arrived]
+
+    def finish(self, move: Move) -> None:
+        """The request has started on its target."""
+        self._forget(move)
+        self._counters.moves_done += 1
+        self._counters.moved_blocks += move.num_needed
+
+    def cancel(self, move: Move) -> list[Request]:
+        """The move is off. Returns the request if it has no row any more, and has not ended."""
+        self._forget(move)
+        move.arrival.target.withdraw(move.arrival)
+        self._counters.moves_failed += 1
+        return [move.request] if move.has_left and move.request.end is None else []
+
+    def check_integrity(self, lanes: Sequence[Lane]) -> list[str]:
+        """Broken invariants, as sentences."""
+        violations = []
+        for number, move in self._moves.items():
+            source, target, request = move.arrival.source, move.arrival.target, move.request
+            name = f"move {number} of request {request.key}"
+            if request.move is not move:
+                violations.append(f"{name} is not its request's")
+            if move.has_left != (request.lane is None) or (request.lane not in (None, source)):
+                violations.append(f"{name} is of a request that is elsewhere")
+            if source not in lanes or target not in lanes:
+                violations.append(f"{name} is between lanes that are gone")
+            if target.arriving.get(number) is not move.arrival:
+                violations.append(f"{name} is not expected where it goes")
+        if sum(len(lane.arriving) for lane in lanes) != len(self._moves):
+            violations.append("a lane expects a request that is not on its way")
+        return violations
+
+    def _push(self, move: Move, now: float) -> None:
+        arrival, request = move.arrival, move.request
+        source, row = arrival.source, request.row
+        if not arrival.is_granted:
+            return
+        rows = source.rows
+        num_tokens = int(rows.num_tokens[row])
+        if not (rows.decoding[row] and num_tokens >= move.least_tokens):
+            self._push_up_to(move, int(rows.num_computed[row]) // source.spec.block_size)
+        elif source.num_blocks_for(num_tokens) > arrival.num_blocks:
+            # It went on for longer than there was room made for.
+            self.cancel(move)
+        else:
+            num_blocks = source.num_blocks_for(num_tokens - 1)
+            self._push_up_to(move, num_blocks)
+            move.num_needed = max(0, num_blocks - len(arrival.shared))
+            move.has_left = True
+            move.deadline = now + self._timeout_s
+            source.leave(row)
+
+    def _push_up_to(self, move: Move, num_blocks: int) -> None:
+        """The first `num_blocks` of the request's table."""
+        arrival, source = move.arrival, move.arrival.source
+        first = len(arrival.shared) + move.num_pushed
+        last = min(num_blocks, arrival.num_blocks)
+        if first < last:
+            block_ids = source.rows.block_ids[move.request.row][first:last]
+            source.pushes.append(Push(arrival.number, arrival.target.id, move.num_pushed, block_ids))
+            move.num_pushed += last - first
+
+    def _fail(self, move: Move, now: float) -> list[Request]:
+        self._paused = {lanes: until for lanes, until in self._paused.items() if until > now}
+        self._paused[move.arrival.source.id, move.arrival.target.id] = now + PAUSE_S
+        return self.cancel(move)
+
+    def _forget(self, move: Move) -> None:
+        move.request.move = None
+        del self._moves[move.arrival.number]
