@@ -1,7 +1,8 @@
 # make serve    set up once, then run the whole stack on 127.0.0.1:8000   (options: make serve ARGS="--port 9000")
 # make test     set up once, then every test
+# make chaos    200 random deaths, hangs and broken links under 32 streams   (another run: PAGODA_CHAOS_SEED=7)
 # make verify   lint, types, protos, generated code: never writes          (its twin that only writes: make fix)
-# make gpu-check, make gpu-bench    the GPU's kernels: right, and how fast; PYTHON needs torch, triton, numpy and pytest
+# make gpu-check, make gpu-bench    a GPU's kernels and runner: right, and how fast; PYTHON needs what tests/gpu/conftest.py says
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ ROOTS := services kernels
 CHECKED := $(ROOTS) tests protos
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: serve test verify gpu-check compile-all gpu-bench fix gen lock clean
+.PHONY: serve test chaos verify gpu-check compile-all gpu-bench fix gen lock clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.runtime
@@ -18,6 +19,9 @@ serve: $(VENV)/.runtime
 
 test: $(VENV)/.dev tests/e2e/node/node_modules/.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.dev
+	PAGODA_CHAOS_EVENTS=$${PAGODA_CHAOS_EVENTS:-200} $(BIN)/python -m pytest tests/e2e/test_chaos.py
 
 verify: $(VENV)/.dev
 	$(BIN)/ruff check $(CHECKED)
@@ -27,7 +31,7 @@ verify: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
 
 gpu-check:
-	PYTHONPATH=services:kernels $(PYTHON) -m pytest tests/gpu
+	PYTHONPATH=services:kernels:gen $(PYTHON) -m pytest tests/gpu
 
 # Minutes: every kernel, shape and target.
 compile-all: $(VENV)/.dev
@@ -35,6 +39,7 @@ compile-all: $(VENV)/.dev
 
 gpu-bench:
 	PYTHONPATH=kernels $(PYTHON) tests/gpu/bench.py --json gpu-bench.json
+	PYTHONPATH=services:kernels:gen $(PYTHON) tests/gpu/bench_runner.py --json gpu-bench-runner.json
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(CHECKED)

@@ -4,8 +4,8 @@
 
 Decoding reads a cache that is in no processor cache: the layers of a model take turns. Its rate is compared with what a
 probe reads right before it, because a virtual machine's bandwidth moves; blocks lie one after the other, or at random
-places, which memory is slower at. A prompt's operations are those of the causal half, and are compared with a matrix
-product. Prints medians. Asserts nothing about times.
+places, which memory is slower at. The cache is in the model's dtype and in int8, in turns. A prompt's operations are
+those of the causal half, and are compared with a matrix product. Prints medians. Asserts nothing about times.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,13 @@ from cpu_linear import PROBE_BYTES, read_bandwidth
 from report import circumstances, table
 from torch import Tensor
 
-from pagoda.kernels.attention import AttentionBatch, AttentionParams, AttentionPlan
+from pagoda.kernels.attention import AttentionBatch, AttentionParams, AttentionPlan, head_elements
 from pagoda.kernels.cpu.attention import CpuBackend
 from pagoda.kernels.reference.attention import ReferenceBackend
 
 CACHE_BYTES = 512 << 20
+
+Cache = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,24 @@ class Shape:
     def random(self, *sizes: int) -> Tensor:
         return torch.randn(*sizes, self.head_dim, dtype=self.dtype)
 
-    def kv_bytes(self, tokens: int) -> int:
-        return 2 * tokens * self.kv_heads * self.head_dim * self.dtype.itemsize
+    @property
+    def cache_dtypes(self) -> list[torch.dtype]:
+        return [self.dtype, torch.int8]
+
+    def kv_bytes(self, tokens: int, cache_dtype: torch.dtype) -> int:
+        return 2 * tokens * self.kv_heads * head_elements(self.head_dim, cache_dtype) * cache_dtype.itemsize
+
+    def cache(
+        self, backend: CpuBackend | ReferenceBackend, num_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> Cache:
+        """In which every slot holds something."""
+        sizes = num_blocks, block_size, self.kv_heads, head_elements(self.head_dim, dtype)
+        k_cache, v_cache = torch.empty(sizes, dtype=dtype), torch.empty(sizes, dtype=dtype)
+        num_tokens = num_blocks * block_size
+        batch, _ = lay_out([(num_tokens, num_tokens)], block_size, shuffled=False)
+        k, v = self.random(num_tokens, self.kv_heads), self.random(num_tokens, self.kv_heads)
+        backend.plan(batch, block_size).store(k, v, k_cache, v_cache)
+        return k_cache, v_cache
 
     @property
     def params(self) -> AttentionParams:
@@ -78,40 +97,51 @@ def measure_decoding(shape: Shape, repeats: int) -> None:
         (1, 2048, 16, True),
         (32, 128, 16, True),
     ]:
-        layers = max(2, CACHE_BYTES // shape.kv_bytes(batch_size * context))
         batch, num_blocks = lay_out([(context, 1)] * batch_size, block_size, shuffled)
-        caches = [shape.random(2, num_blocks, block_size, shape.kv_heads) for _ in range(min(layers, 64))]
         q, k = shape.random(batch_size, shape.heads), shape.random(batch_size, shape.kv_heads)
-        subjects: dict[str, AttentionPlan] = {"native": CpuBackend().plan(batch, block_size)}
+        subjects: list[tuple[str, torch.dtype, AttentionPlan, list[Cache]]] = []
+        backends: list[CpuBackend | ReferenceBackend] = [CpuBackend()]
         if block_size == 16 and shuffled:
-            subjects["reference"] = ReferenceBackend().plan(batch, block_size)
-        for name, plan in subjects.items():
-            attended, stored, shares, bandwidths = [], [], [], []
-            for _ in range(repeats):
-                bandwidth = read_bandwidth(probe)
+            backends.append(ReferenceBackend())
+        for backend, dtype in itertools.product(backends, shape.cache_dtypes):
+            k_cache, v_cache = shape.cache(backend, num_blocks, block_size, dtype)
+            layers = max(2, CACHE_BYTES // shape.kv_bytes(batch_size * context, shape.dtype))
+            caches = [(k_cache.clone(), v_cache.clone()) for _ in range(min(layers, 64))]
+            subjects.append((backend.name, dtype, backend.plan(batch, block_size), caches))
+        attended: list[list[float]] = [[] for _ in subjects]
+        stored: list[list[float]] = [[] for _ in subjects]
+        bandwidths = []
+        for _ in range(repeats):
+            bandwidths.append(read_bandwidth(probe))
+            for i, (_, _, plan, caches) in enumerate(subjects):
                 stores, attends = [], []
                 for k_cache, v_cache in caches:
                     stores.append(seconds(lambda: plan.store(k, k, k_cache, v_cache)))  # noqa: B023
                     attends.append(seconds(lambda: plan.attend(q, k_cache, v_cache, shape.params)))  # noqa: B023
-                stored.append(statistics.median(stores))
-                attended.append(statistics.median(attends))
-                shares.append(shape.kv_bytes(batch_size * context) / attended[-1] / bandwidth)
-                bandwidths.append(bandwidth)
-            taken = statistics.median(attended)
+                stored[i].append(statistics.median(stores))
+                attended[i].append(statistics.median(attends))
+        for i, (name, dtype, _, _) in enumerate(subjects):
+            num_bytes, taken = shape.kv_bytes(batch_size * context, dtype), statistics.median(attended[i])
+            shares = [num_bytes / each / bandwidth for each, bandwidth in zip(attended[i], bandwidths, strict=True)]
+            whole = attended[i // len(shape.cache_dtypes) * len(shape.cache_dtypes)]
+            gain = statistics.median(a / b for a, b in zip(whole, attended[i], strict=True))
             lines.append(
                 [
                     name,
+                    str(dtype).removeprefix("torch."),
                     str(batch_size),
                     str(context),
                     f"{block_size}, {'shuffled' if shuffled else 'in order'}",
-                    f"{statistics.median(stored) * 1e6:.0f}",
+                    f"{statistics.median(stored[i]) * 1e6:.0f}",
                     f"{taken * 1e3:.3f}",
-                    f"{shape.kv_bytes(batch_size * context) / taken / 1e9:.0f}",
+                    f"{gain:.2f}",
+                    f"{num_bytes / taken / 1e9:.0f}",
                     f"{statistics.median(bandwidths) / 1e9:.0f}",
                     f"{statistics.median(shares):.0%} ({max(shares):.0%})",
                 ]
             )
-    header = ["", "batch", "context", "blocks", "store us", "attend ms", "GB/s", "probe GB/s", "share (best)"]
+    header = [*("", "cache", "batch", "context", "blocks", "store us", "attend ms", "times as fast")]
+    header += ["GB/s", "probe GB/s", "share (best)"]
     print(f"Decoding, one layer:\n\n{table(header, lines)}\n")
 
 
@@ -119,20 +149,22 @@ def measure_prompts(shape: Shape, repeats: int) -> None:
     lines = []
     for length in (512, 4096):
         batch, num_blocks = lay_out([(length, length)], 16, shuffled=True)
-        k_cache, v_cache = shape.random(2, num_blocks, 16, shape.kv_heads)
+        backend = CpuBackend()
         q = shape.random(length, shape.heads)
-        plan = CpuBackend().plan(batch, 16)
+        plan = backend.plan(batch, 16)
         whole_q, whole_k = shape.random(1, shape.heads, length), shape.random(1, shape.kv_heads, length)
         a, b = (torch.randn(1024, 1024, dtype=shape.dtype) for _ in range(2))
         half = 2.0 * shape.heads * shape.head_dim * length * (length + 1)
         subjects: dict[str, tuple[Callable[[], object], float]] = {
-            "native": (lambda: plan.attend(q, k_cache, v_cache, shape.params), half),  # noqa: B023
             "scaled_dot_product_attention": (
                 lambda: F.scaled_dot_product_attention(whole_q, whole_k, whole_k, is_causal=True, enable_gqa=True),  # noqa: B023
                 half,
             ),
             "matrix product": (lambda: a @ b, 2.0 * 1024**3),  # noqa: B023
         }
+        for dtype in shape.cache_dtypes:
+            attend = partial(plan.attend, q, *shape.cache(backend, num_blocks, 16, dtype), shape.params)
+            subjects[f"native, {str(dtype).removeprefix('torch.')} cache"] = attend, half
         times: dict[str, list[float]] = {name: [] for name in subjects}
         for _ in range(repeats):
             for name, (run, _) in subjects.items():
@@ -146,7 +178,7 @@ def measure_prompts(shape: Shape, repeats: int) -> None:
 def measure_calls(shape: Shape, calls: int = 2000) -> None:
     backend = CpuBackend()
     batch, num_blocks = lay_out([(64, 1)], 16, shuffled=False)
-    k_cache, v_cache = shape.random(2, num_blocks, 16, shape.kv_heads)
+    k_cache, v_cache = shape.cache(backend, num_blocks, 16, shape.dtype)
     q, k = shape.random(1, shape.heads), shape.random(1, shape.kv_heads)
     plan = backend.plan(batch, 16)
 

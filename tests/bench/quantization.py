@@ -1,4 +1,4 @@
-"""What rounding the weights costs: the bundled model's held-out answers, computed with each kind of weights.
+"""What rounding costs: the bundled model's held-out answers, computed with each kind of weights and of KV cache.
 
     python tests/bench/quantization.py [--samples N]
 
@@ -29,6 +29,9 @@ WAYS = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
     "int4": {"dtype": "bfloat16", "quantization": "int4"},
+    "bfloat16, torch; int8 cache": {"dtype": "bfloat16", "kernels": "reference", "kv_cache_dtype": "int8"},
+    "bfloat16; int8 cache": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
+    "int8; int8 cache": {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"},
 }
 BLOCK_SIZE = 16
 
@@ -50,6 +53,7 @@ def log_probabilities(runner: Runner, row: Row) -> tuple[torch.Tensor, bool]:
             cu_seqlens_q=np.array([0, num_tokens], np.int32),
             seq_lens=np.array([num_tokens], np.int32),
             block_tables=np.arange(num_blocks, dtype=np.int32)[None],
+            rows=np.zeros(1, np.int64),
             sample_rows=np.empty(0, np.int64),
             sample_tokens=np.empty(0, np.int64),
         )

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,11 +51,14 @@ def descendants(pid: int) -> list[int]:
 class PagodaProcess:
     """`pagoda <arguments>`, with its output in a file."""
 
-    def __init__(self, output: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, output: Path, *arguments: str, environ: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
+        """prefix: of the command, as of one that runs the rest elsewhere"""
         self._output = output
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pagoda.cli.main", *arguments],
+                [*prefix, sys.executable, "-m", "pagoda.cli.main", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

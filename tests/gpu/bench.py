@@ -24,10 +24,11 @@ import triton
 from torch import Tensor
 
 from pagoda.kernels.attention import AttentionBatch, AttentionParams, HostLengths
+from pagoda.kernels.sampling import SamplingTensors
 from pagoda.kernels.triton.activation import silu_and_mul
 from pagoda.kernels.triton.backend import TritonBackend
 from pagoda.kernels.triton.norm import add_rms_norm
-from pagoda.kernels.triton.sampling import SamplingTensors, sample
+from pagoda.kernels.triton.sampling import sample
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 32, 8, 128, 16
 DTYPE = torch.bfloat16
@@ -83,7 +84,7 @@ def _measure_all() -> Iterator[Row]:
             for context in (1024, 4096, 16384):
                 if row := _decode(batch_size, context, dtype, deterministic=False, copy=copy):
                     yield row
-    for batch_size, context in ((1, 4096), (64, 4096)):
+    for batch_size, context in ((1, 1024), (1, 4096), (64, 4096)):
         if row := _decode(batch_size, context, DTYPE, deterministic=True, copy=copy):
             yield row
     for length in (1024, 4096, 16384):

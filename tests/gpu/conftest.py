@@ -1,4 +1,8 @@
-"""Tests that need a GPU, and of Python packages torch, triton, numpy and pytest only: `make gpu-check`."""
+"""Tests that need a GPU: `make gpu-check`.
+
+Those of kernels need no Python packages but torch, triton, numpy and pytest; those of the runner need protobuf,
+safetensors and tqdm, too, and the canary what the scheduler needs.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# triton_cases stands there.
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernels"))
+# triton_cases and runner_pair stand there.
+sys.path[:0] = [str(Path(__file__).parents[1] / "unit" / room) for room in ("kernels", "executor")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

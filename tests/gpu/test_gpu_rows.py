@@ -11,10 +11,11 @@ from triton_cases import plausible_tokens, random_parameters, sampling_tensors
 from pagoda.kernels.attention import AttentionBatch, AttentionParams
 from pagoda.kernels.elementwise import HeadNorm, Rope
 from pagoda.kernels.reference.elementwise import ReferenceElementwise
+from pagoda.kernels.sampling import SamplingTensors
 from pagoda.kernels.triton.backend import TritonBackend
 from pagoda.kernels.triton.elementwise import TritonElementwise
 from pagoda.kernels.triton.penalties import PenaltyTensors, apply_penalties
-from pagoda.kernels.triton.sampling import SamplingTensors, sample
+from pagoda.kernels.triton.sampling import sample
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 BLOCK_SIZE = 16

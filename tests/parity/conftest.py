@@ -213,10 +213,10 @@ class RecordingRunner(Runner):
 
     recorded: list[tuple[np.ndarray, np.ndarray, Tensor]]
 
-    def forward(self, inputs: StepInputs) -> Tensor:
+    def forward(self, inputs: StepInputs, tokens: np.ndarray | None = None) -> Tensor:
         hidden = super().forward(inputs)
         self.recorded.append((inputs.cu_seqlens_q, inputs.positions, self.model.decoder.logits(hidden)))
-        return hidden
+        return hidden if tokens is None else hidden[tokens]
 
 
 @dataclass
@@ -358,8 +358,10 @@ def make_planner() -> Callable[..., Planner]:
             )
             # What was never stored may never be seen.
             for k_cache, v_cache in runner._kv:
-                k_cache.fill_(math.nan)
-                v_cache.fill_(math.nan)
+                # In int8, bytes whose scales are NaN.
+                nothing = -1 if k_cache.dtype == torch.int8 else math.nan
+                k_cache.fill_(nothing)
+                v_cache.fill_(nothing)
         runners[key].reset()
         return Planner(runners[key], budget=budget, num_rows=num_rows, seed=seed)
 

@@ -30,9 +30,18 @@ def _samplings(count: int) -> list[step_pb2.RowSampling]:
     return [step_pb2.RowSampling(**({"top_p": 1.0, "seed": 7 * i} | kinds[i % len(kinds)])) for i in range(count)]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("llama", "float32"), ("gemma3", "float32"), ("llama", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype", "kv_cache_dtype"),
+    [
+        ("llama", "float32", "auto"),
+        ("gemma3", "float32", "auto"),
+        ("llama", "bfloat16", "auto"),
+        ("gemma3", "float32", "int8"),
+        ("llama", "bfloat16", "int8"),
+    ],
+)
 def test_tokens_are_the_same_however_they_are_computed(
-    name: str, dtype: str, reference: Callable[..., Any], make_planner: Callable[..., Any]
+    name: str, dtype: str, kv_cache_dtype: str, reference: Callable[..., Any], make_planner: Callable[..., Any]
 ) -> None:
     expected = reference(name)
     samplings = _samplings(len(expected.prompts))
@@ -40,7 +49,9 @@ def test_tokens_are_the_same_however_they_are_computed(
     for way in WAYS:
         way = dict(way)
         preempt_at = way.pop("preempt_at", ())
-        planner = make_planner(expected.folder, max_model_len=expected.max_model_len, dtype=dtype, **way)
+        planner = make_planner(
+            expected.folder, max_model_len=expected.max_model_len, dtype=dtype, kv_cache_dtype=kv_cache_dtype, **way
+        )
         requests = planner.generate(expected.prompts, samplings=samplings, preempt_at=preempt_at)
         outputs.append([request.tokens for request in requests])
     for output in outputs[1:]:

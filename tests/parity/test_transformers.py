@@ -1,4 +1,7 @@
-"""The same tokens and logits as transformers, for every family and rope, however the work is cut into steps."""
+"""The same tokens and logits as transformers, for every family and rope, however the work is cut into steps.
+
+With the native kernels, where they take the heads, and with plain torch; `interpreted/` has the same for the GPU's.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,16 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("budget", [7, 16, 64, 512])
 @pytest.mark.parametrize("name", CASES)
 def test_greedy_tokens_and_logits(
-    name: str, budget: int, reference: Callable[..., Any], make_planner: Callable[..., Any]
+    name: str, budget: int, kernels: str, reference: Callable[..., Any], make_planner: Callable[..., Any]
 ) -> None:
     expected = reference(name)
-    planner = make_planner(expected.folder, budget=budget, seed=budget, max_model_len=expected.max_model_len)
+    planner = make_planner(
+        expected.folder, budget=budget, seed=budget, max_model_len=expected.max_model_len, kernels=kernels
+    )
     requests = planner.generate(expected.prompts)
     for i, request in enumerate(requests):
         assert request.tokens[request.num_prompt :] == expected.outputs[i], f"prompt of {request.num_prompt} tokens"

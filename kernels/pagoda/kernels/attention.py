@@ -8,6 +8,12 @@ every layer runs on that plan.
     for layer in layers:
         plan.store(k, v, k_cache, v_cache)
         out = plan.attend(q, k_cache, v_cache, layer.attention)
+
+A cache is in the model's dtype; where the backend can, in float8 with one scale for all of it (`AttentionParams`), or
+in int8 with a scale for each head of a slot, symmetric around 0: what is stored is the nearest integer to
+127 x / max |x|. Then a head of a slot takes `head_elements` bytes, its numbers and behind them the scale max |x| / 127
+in float32, so that a block has all that is needed to read it. A token's keys and values are read from the cache only,
+also by tokens of the same step: what they are rounded to does not depend on how a prompt is cut into steps.
 """
 
 from __future__ import annotations
@@ -16,8 +22,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+SCALE_BYTES = 4
+"""Of the scale of a head in a cache in int8."""
+
+
+def head_elements(head_dim: int, cache_dtype: torch.dtype) -> int:
+    """What a head takes in a slot of the cache, in elements of it."""
+    return head_dim + SCALE_BYTES if cache_dtype == torch.int8 else head_dim
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,8 @@ class AttentionPlan(Protocol):
         """Scatter the step's keys and values into the paged cache, in place.
 
         k, v: [num_tokens, num_kv_heads, head_dim]
-        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]
+        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_elements]; a backend may order a block's bytes in
+        its own way
         """
         ...
 
@@ -90,7 +106,7 @@ class AttentionPlan(Protocol):
 
         q: [num_tokens, num_heads, head_dim]; num_heads is a multiple of num_kv_heads, and query head h reads
         key/value head h // (num_heads // num_kv_heads)
-        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]; slots outside the sequences may hold
+        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_elements]; slots outside the sequences may hold
         anything, NaN included
 
         Returns [num_tokens, num_heads, head_dim] in q's dtype.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
+from pagoda.imports import collector_paused
 from pagoda.options import add_options, resolve_options
 
 
@@ -144,7 +145,9 @@ def _bench(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 
 def _main(module: str, options: Any) -> int:
-    return int(import_module(module).main(options))
+    with collector_paused():
+        main = import_module(module).main
+    return int(main(options))
 
 
 COMMANDS = {

@@ -20,8 +20,8 @@ from pagoda.children import private_folder
 from pagoda.cli.plan import gateway_url, model_names, plan
 from pagoda.cli.serve_options import ServeOptions
 from pagoda.cli.supervisor import ServiceFailedError, Supervisor
+from pagoda.gateway.address import check_port
 from pagoda.gateway.config import GatewayOptions
-from pagoda.gateway.server import check_port
 from pagoda.logs import configure_logging
 from pagoda.signals import stop_event
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from pagoda.cli.service import Child, Service, describe_exit
 
 logger = logging.getLogger(__name__)
 
-# This many deaths within the window, and it is given up.
+# This many deaths within the window, or in a row before it was ready, and it is given up.
 MAX_DEATHS = 5
 DEATH_WINDOW_S = 60.0
 
@@ -76,17 +77,20 @@ class Supervisor:
     async def _keep(self, service: Service) -> None:
         """Sees one service through its lives. Only ends by an exception."""
         deaths: list[float] = []
-        begin, was_ready = self._started, False
+        begin, was_ready, failed_starts = self._started, False, 0
         while True:
             child = self._children[service.name]
             code = await self._live(service, child, begin)
             deaths.append(time.monotonic())
-            was_ready = was_ready or service.name in self._ready
+            failed_starts = 0 if service.name in self._ready else failed_starts + 1
+            was_ready = was_ready or not failed_starts
             self._ready.discard(service.name)
             self._write_state()
-            if not was_ready:
+            if not was_ready or failed_starts == MAX_DEATHS:
+                times = "" if failed_starts == 1 else f" {failed_starts} times in a row"
+                hint = "; is the machine out of memory?" if code == -signal.SIGKILL else ""
                 raise ServiceFailedError(
-                    f"{service.name} could not start ({describe_exit(code)}):\n{child.last_words()}"
+                    f"{service.name} could not start{times} ({describe_exit(code)}{hint}):\n{child.last_words()}"
                 )
             wait_s = backoff_s(deaths)
             if wait_s is None:

@@ -49,6 +49,9 @@ class StepInputs:
     block_tables: Int32
     """[n, most blocks of a row]; entries past a row's last block are leftovers."""
 
+    rows: Int64
+    """[n]."""
+
     sample_rows: Int64
     """[m]; rows that sample: all their tokens are computed with this step."""
 
@@ -255,6 +258,7 @@ class Batch:
             cu_seqlens_q=cu_seqlens,
             seq_lens=ends.astype(np.int32),
             block_tables=self._blocks[which, : int(self._num_row_blocks[which].max())],
+            rows=rows,
             sample_rows=rows[samples],
             sample_tokens=cu_seqlens[1:][samples].astype(np.int64) - 1,
         )

@@ -21,9 +21,9 @@ class BlockCopier:
     """The cache, and the host memory that holds blocks which the cache has no room for."""
 
     def __init__(self, cache: Tensor, num_host_blocks: int) -> None:
-        """cache: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]"""
-        # A block of either is [num_layers, 2, block_size, num_kv_heads, head_dim]. In host memory it is in one piece,
-        # which a GPU copies at once. Untouched pages cost nothing there, unless they are pinned for a GPU.
+        """cache: [num_layers, 2, num_blocks, block_size, num_kv_heads, head_elements]"""
+        # A block of either is [num_layers, 2, block_size, num_kv_heads, head_elements]. In host memory it is in one
+        # piece, which a GPU copies at once. Untouched pages cost nothing there, unless they are pinned for a GPU.
         self._cache = cache.movedim(2, 0)
         shape = (num_host_blocks, *self._cache.shape[1:])
         self._host = torch.empty(shape, dtype=cache.dtype, pin_memory=cache.is_cuda)

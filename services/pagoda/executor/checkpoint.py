@@ -24,6 +24,8 @@ Shape = tuple[int, ...]
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Keys of config.json that say who wrote it, not what the model is.
 _PROVENANCE_KEYS = {"_name_or_path", "transformers_version"}
+# As the files' headers name them. Others, of quantized weights, mean nothing without their scales.
+_FLOATS = ("F64", "F32", "F16", "BF16")
 # Most tensors that an error names one by one.
 _MAX_NAMED = 5
 
@@ -67,7 +69,7 @@ class Checkpoint:
 
         ignored: whether a tensor may be there without being needed
 
-        Raises ValueError naming the tensors that are missing, not expected or of another shape.
+        Raises ValueError naming the tensors that are missing, not expected, of another shape or not of floats.
         """
         problems = [f"tensor {name} {list(expected[name])} is missing" for name in expected if name not in self.tensors]
         for name, info in self.tensors.items():
@@ -75,6 +77,8 @@ class Checkpoint:
                 problems.append(
                     f"{info.file.name}: tensor {name} has shape {list(info.shape)}, expected {list(expected[name])}"
                 )
+            elif name in expected and info.dtype not in _FLOATS:
+                problems.append(f"{info.file.name}: tensor {name} is of {info.dtype}, not of {', '.join(_FLOATS)}")
             elif name not in expected and not ignored(name):
                 problems.append(f"{info.file.name}: tensor {name} {list(info.shape)} is not part of the model")
         if problems:

@@ -8,15 +8,18 @@ from pagoda.executor.config import ExecutorOptions
 from pagoda.v1 import common_pb2, executor_pb2, scheduler_pb2
 
 if TYPE_CHECKING:  # torch is loaded later
+    from pagoda.executor.kv_cache import KvLayout
     from pagoda.executor.runner import Runner
+    from pagoda.executor.transfers import Transfers
 
 
 class Description:
     """Of one runner, under the options it was made with."""
 
-    def __init__(self, options: ExecutorOptions, runner: Runner) -> None:
+    def __init__(self, options: ExecutorOptions, runner: Runner, transfers: Transfers | None = None) -> None:
         self._options = options
         self._runner = runner
+        self._transfers = transfers
 
     def registration(self) -> scheduler_pb2.ExecutorRegistration:
         """For the scheduler."""
@@ -24,10 +27,11 @@ class Description:
             name=self._options.display_name,
             role=self._role(),
             model=self._model(),
-            kv_layout=self._kv_layout(),
+            kv_layout=describe_layout(self._runner.layout),
             max_num_seqs=self._options.max_num_seqs,
             max_num_batched_tokens=self._runner.max_num_batched_tokens,
             host_memory=self._host_memory(),
+            transfer_endpoints=self._transfers.endpoints if self._transfers else (),
         )
 
     def info(self) -> executor_pb2.GetInfoResponse:
@@ -36,7 +40,7 @@ class Description:
             name=self._options.display_name,
             role=self._role(),
             model=self._model(),
-            kv_layout=self._kv_layout(),
+            kv_layout=describe_layout(self._runner.layout),
             weight_bytes=self._runner.model.decoder.weights.num_bytes,
             kv_cache_bytes=self._runner.layout.num_bytes,
             attention_backend=self._runner.attention.name,
@@ -66,13 +70,14 @@ class Description:
             return None
         return scheduler_pb2.HostMemory(num_blocks=memory.num_blocks, swap_only=memory.swap_only)
 
-    def _kv_layout(self) -> common_pb2.KvLayout:
-        layout = self._runner.layout
-        return common_pb2.KvLayout(
-            block_size=layout.block_size,
-            num_blocks=layout.num_blocks,
-            num_layers=layout.num_layers,
-            num_kv_heads=layout.num_kv_heads,
-            head_dim=layout.head_dim,
-            dtype=str(layout.dtype).removeprefix("torch."),
-        )
+
+def describe_layout(layout: KvLayout) -> common_pb2.KvLayout:
+    """The shape of a cache."""
+    return common_pb2.KvLayout(
+        block_size=layout.block_size,
+        num_blocks=layout.num_blocks,
+        num_layers=layout.num_layers,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        dtype=str(layout.dtype).removeprefix("torch."),
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,8 +23,12 @@ from pagoda.kernels.cpu.linear import CpuLinear, Storage
 from pagoda.kernels.elementwise import Elementwise
 from pagoda.kernels.reference.attention import ReferenceBackend
 from pagoda.kernels.reference.elementwise import ReferenceElementwise
+from pagoda.kernels.sampling import SampleTokens
 
 logger = logging.getLogger(__name__)
+
+# The largest in `pagoda.kernels.triton.tuning`.
+_MAX_TRITON_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,25 @@ class Kernels:
     layers: MakeLayers | None = None
     """For all layers at once."""
 
+    sample: SampleTokens | None = None
+    """Where the logits are; None: `executor.sampler`, which brings what it needs to the host."""
+
+    can_cache_int8: bool = True
+    """Whether the KV cache may be in int8."""
+
+    def cache_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Of the KV cache. name: one of `config.KV_CACHE_DTYPES`; dtype: the model's
+
+        Raises ValueError, naming the option, for what these kernels cannot do.
+        """
+        if name == "auto":
+            return dtype
+        if not self.can_cache_int8:
+            raise ValueError(
+                f"--kv-cache-dtype {name} needs --kernels cpu or reference, but the kernels are {self.name}"
+            )
+        return torch.int8
+
 
 def select_kernels(
     config: ModelConfig,
@@ -54,18 +79,23 @@ def select_kernels(
 
     Raises ValueError, naming the option to change, for what cannot be.
     """
-    if name in ("auto", "cpu"):
-        obstacle = _obstacle_to_native(config, device, dtype, block_size)
-        if obstacle is None:
+    on_cpu = device.type == "cpu"
+    if name == "cpu" or (name == "auto" and on_cpu):
+        if (obstacle := _obstacle_to_native(config, device, dtype, block_size)) is None:
             return _native(dtype, quantization)
         if name == "cpu":
             raise ValueError(f"--kernels is cpu, but {obstacle}")
         if quantization != "none":
             raise ValueError(f"--quantization {quantization} needs the native kernels, but {obstacle}")
-        if device.type == "cpu":
-            logger.warning("computing with torch alone, which is slower: %s", obstacle)
+        logger.warning("computing with torch alone, which is slower: %s", obstacle)
     if quantization != "none":
         raise ValueError(f"--quantization {quantization} needs --kernels cpu")
+    if name == "triton" or (name == "auto" and not on_cpu):
+        if (obstacle := _obstacle_to_triton(config, device, dtype)) is None:
+            return _triton()
+        if name == "triton":
+            raise ValueError(f"--kernels is triton, but {obstacle}")
+        logger.warning("computing with torch alone, which is slower: %s", obstacle)
     return Kernels("reference", ReferenceBackend(), ReferenceElementwise(), DenseLinear, DenseLinear)
 
 
@@ -103,3 +133,33 @@ def _native(dtype: torch.dtype, quantization: str) -> Kernels:
         linear, head = packed(None), packed(None, torch.float32)
     layers = None if linear is DenseLinear else partial(cpu_layers, loaded)
     return Kernels(f"cpu ({level})", CpuBackend(), CpuElementwise(loaded), linear, head, layers)
+
+
+def _obstacle_to_triton(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton's kernels cannot compute the model; None: they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if config.head_dim > _MAX_TRITON_HEAD_DIM:
+        return f"its kernels take heads of at most {_MAX_TRITON_HEAD_DIM}, not {config.head_dim}"
+    if device.type == "cpu":
+        # An interpreter for trying kernels out. Whether it is on, Triton asks once, when it is imported.
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return (
+                "the device is cpu, where Triton's kernels run in its interpreter only, which is thousands of times "
+                "slower: set TRITON_INTERPRET=1 to try them out without a GPU"
+            )
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter computes bfloat16 wrongly: use --dtype float32 or float16"
+    return None
+
+
+def _triton() -> Kernels:
+    # Imported only here: it takes a while, and most machines without a GPU do not have it.
+    from pagoda.kernels.triton.backend import TritonBackend
+    from pagoda.kernels.triton.elementwise import TritonElementwise
+    from pagoda.kernels.triton.sampling import sample
+
+    attention = TritonBackend(deterministic=True)
+    return Kernels(
+        "triton", attention, TritonElementwise(), DenseLinear, DenseLinear, sample=sample, can_cache_int8=False
+    )

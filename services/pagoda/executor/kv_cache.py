@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import KvLayer
+from pagoda.kernels.attention import head_elements
 
 _GIB = 1 << 30
 # Most that a CPU executor takes unasked: a machine's memory is rarely its alone.
@@ -27,11 +28,17 @@ class KvLayout:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    """The model's, or int8: then a head has its scale with it, see `pagoda.kernels.attention`."""
+
+    @property
+    def head_elements(self) -> int:
+        """What a head takes in a slot, in elements."""
+        return head_elements(self.head_dim, self.dtype)
 
     @property
     def block_bytes(self) -> int:
         """Memory of one block in all layers, keys and values."""
-        slot = self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        slot = self.num_kv_heads * self.head_elements * self.dtype.itemsize
         return 2 * self.num_layers * self.block_size * slot
 
     @property
@@ -69,7 +76,8 @@ def plan_layout(
 
     available_bytes: memory of `device` that is free, weights already loaded
 
-    Raises ValueError, naming the option to change, when not even one request of max_model_len tokens fits.
+    Raises ValueError, naming the option to change, when not even one request of max_model_len tokens fits, and for
+    a size that was asked for and is more than what is free.
     """
 
     def layout(num_blocks: int) -> KvLayout:
@@ -90,6 +98,11 @@ def plan_layout(
             f"the KV cache would have {num_blocks} blocks of {block_size} tokens, but one request of "
             f"{limits.max_model_len} tokens needs {blocks_per_seq} ({needed / 2**20:,.1f} MiB): raise {source} "
             f"or lower --max-model-len"
+        )
+    if (num_bytes := layout(num_blocks).num_bytes) > available_bytes:
+        raise ValueError(
+            f"the KV cache would take {num_bytes / _GIB:,.1f} GiB, but {available_bytes / _GIB:,.1f} GiB are free: "
+            f"lower {source}"
         )
     return layout(num_blocks)
 
@@ -131,11 +144,11 @@ def plan_host_memory(
 
 
 def allocate(layout: KvLayout, device: torch.device) -> Tensor:
-    """[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]: keys and values of every layer.
+    """[num_layers, 2, num_blocks, block_size, num_kv_heads, head_elements]: keys and values of every layer.
 
     Not initialized: attention reads only what was stored, and untouched pages cost nothing.
     """
-    shape = (layout.num_layers, 2, layout.num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim)
+    shape = (layout.num_layers, 2, layout.num_blocks, layout.block_size, layout.num_kv_heads, layout.head_elements)
     return torch.empty(shape, dtype=layout.dtype, device=device)
 
 

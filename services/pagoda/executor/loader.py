@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -17,13 +18,19 @@ from tqdm import tqdm
 
 from pagoda.executor.checkpoint import Checkpoint, Shape, fingerprint
 from pagoda.executor.kernels import Kernels, select_kernels
+from pagoda.executor.machine import available_bytes, within_memory
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import Decoder
 from pagoda.executor.models.families import parse_model_config
 from pagoda.executor.models.json_config import JsonConfig
-from pagoda.executor.models.weights import ReadTensor, build_weights, expected_shapes, is_ignored
+from pagoda.executor.models.ranks import ONE_RANK, Ranks, share_of
+from pagoda.executor.models.weights import EMBEDDING, ReadTensor, build_weights, expected_shapes, is_ignored
 
 logger = logging.getLogger(__name__)
+
+# Of a linear layer's weight, with its share of the scales.
+_QUANTIZED_BITS = {"int8": 8.0, "int4": 4.5}
+_SMALLER = "take a smaller model, or a smaller --dtype or --quantization"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ def load_model(
     block_size: int = 16,
     kernels: str = "auto",
     quantization: str = "none",
+    ranks: Ranks = ONE_RANK,
 ) -> Model:
     """Loads the checkpoint in `folder`.
 
@@ -56,6 +64,7 @@ def load_model(
     dummy: random weights (the same every time) instead of the folder's, of which only config.json must exist
     block_size: of the cache that it will run on
     kernels, quantization: see `select_kernels`
+    ranks: who else computes the model; this rank's share of it is loaded
 
     Raises ValueError, naming file, tensor and option, for what cannot be loaded.
     """
@@ -67,6 +76,8 @@ def load_model(
     selected = select_kernels(
         config, device=device, dtype=torch_dtype, block_size=block_size, name=kernels, quantization=quantization
     )
+    mine = share_of(config, ranks)
+    layers = selected.layers if ranks.size == 1 else None
     shapes = expected_shapes(config)
     if dummy:
         read, identity = _dummy_weights(config, torch_dtype), fingerprint(raw, ["dummy"])
@@ -74,13 +85,16 @@ def load_model(
         checkpoint = Checkpoint(folder)
         checkpoint.check(shapes, lambda name: is_ignored(config, name))
         read, identity = lambda name, shape: checkpoint.tensor(name), fingerprint(raw, checkpoint.description())
-    with _progress_bar(len(shapes)) as bar:
+    _check_memory(shapes, torch_dtype, quantization, ranks, available_bytes(device))
+    with _progress_bar(len(shapes)) as bar, within_memory("the weights", _SMALLER):
 
         def read_and_count(name: str, shape: Shape) -> Tensor:
             bar.update()
             return read(name, shape)
 
-        weights = build_weights(config, read_and_count, torch_dtype, device, linear=selected.linear, head=selected.head)
+        weights = build_weights(
+            config, read_and_count, torch_dtype, device, linear=selected.linear, head=selected.head, ranks=ranks
+        )
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     logger.info(
         "loaded %s, %.1f M parameters, as %s for %s kernels in %.2f s",
@@ -91,7 +105,7 @@ def load_model(
         time.perf_counter() - started,
     )
     return Model(
-        decoder=Decoder(config, weights, max_model_len, selected.elementwise, selected.layers),
+        decoder=Decoder(mine, weights, max_model_len, selected.elementwise, layers, ranks),
         kernels=selected,
         fingerprint=identity,
         eos_token_ids=read_eos_token_ids(folder, raw),
@@ -114,6 +128,22 @@ def _check_max_model_len(max_model_len: int | None, config: ModelConfig) -> int:
             f"--max-model-len is {max_model_len}, but this model takes between 1 and {config.max_position} tokens"
         )
     return max_model_len
+
+
+def _check_memory(
+    shapes: Mapping[str, Shape], dtype: torch.dtype, quantization: str, ranks: Ranks, free_bytes: int
+) -> None:
+    """Raises ValueError when a rank's weights alone are more than what is free: nobody gains by finding out slowly."""
+    bits = 0.0
+    for name, shape in shapes.items():
+        is_quantized = quantization in _QUANTIZED_BITS and len(shape) == 2 and name != EMBEDDING
+        bits += math.prod(shape) * (_QUANTIZED_BITS[quantization] if is_quantized else 8 * dtype.itemsize)
+    num_bytes = bits / 8 / ranks.size
+    if num_bytes > free_bytes:
+        raise ValueError(
+            f"not enough memory for the weights, which take {num_bytes / 2**30:,.1f} GiB where "
+            f"{free_bytes / 2**30:,.1f} GiB are free: {_SMALLER}"
+        )
 
 
 def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:

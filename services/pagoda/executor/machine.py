@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,22 @@ def available_bytes(device: torch.device) -> int:
     host = _available_on_host()
     limit = _cgroup_headroom()
     return host if limit is None else min(host, limit)
+
+
+@contextmanager
+def within_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turns an error of an allocator, of torch's or numpy's, on a GPU or a CPU, into a ValueError.
+
+    what: is to be allocated; remedy: what the user can do
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        # torch's allocator for the CPU has no error class of its own.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in reason:
+            raise ValueError(f"not enough memory for {what}: {remedy} ({reason})") from None
+        raise
 
 
 def usable_cores() -> int:

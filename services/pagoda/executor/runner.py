@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,12 @@ from torch import Tensor
 from pagoda.executor.batch import Batch, StepInputs
 from pagoda.executor.block_copies import BlockCopier
 from pagoda.executor.config import ExecutorOptions
+from pagoda.executor.core_share import CoreShare
+from pagoda.executor.device.arrays import UNKNOWN
+from pagoda.executor.device.graph import CudaGraphs, EagerGraph, MakeGraph
+from pagoda.executor.device.launched import Clock, Launched
+from pagoda.executor.device.memory import free_beside_steps
+from pagoda.executor.device.steps import DeviceSteps
 from pagoda.executor.kv_cache import (
     CacheLimits,
     HostMemory,
@@ -28,8 +36,9 @@ from pagoda.executor.kv_cache import (
 )
 from pagoda.executor.loader import Model, load_model
 from pagoda.executor.machine import available_bytes, usable_cores
+from pagoda.executor.pending import Done, Pending
 from pagoda.executor.sampler import sample
-from pagoda.kernels.attention import AttentionBackend, AttentionBatch
+from pagoda.kernels.attention import AttentionBackend, AttentionBatch, HostLengths
 from pagoda.rpc.arrays import pack_u32
 from pagoda.v1 import step_pb2
 
@@ -37,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 # Long enough to reach every kernel, short enough not to be noticed.
 _WARM_UP_TOKENS = 8
+_NO_ROWS = np.empty(0, np.int64)
 
 
 class Runner:
@@ -51,8 +61,12 @@ class Runner:
         max_num_batched_tokens: int,
         host_memory: HostMemory | None = None,
         attention: AttentionBackend | None = None,
+        make_graph: MakeGraph | None = None,
     ) -> None:
-        """attention: the backend; the model's own when None."""
+        """attention: the backend; the model's own when None
+        make_graph: steps are then launched on the device without waiting for them, those of one token per row as
+        graphs (see `warm_up`); the kernels must be able to sample there
+        """
         self.model = model
         self.layout = layout
         self.host_memory = host_memory
@@ -61,9 +75,26 @@ class Runner:
         """Most tokens of one step."""
         self.steps = 0
         """Steps run since the start."""
+        self.cores: CoreShare | None = None
+        """Sets the number of threads of each step on a CPU; None: it stays what it is."""
         self._device = model.decoder.device
-        cache = allocate(layout, self._device)
+        self.cache = cache = allocate(layout, self._device)
+        """See `allocate`; the blocks are the entries of its third axis."""
         self._kv = split_layers(cache)
+        self._clock = Clock()
+        self._device_steps: DeviceSteps | None = None
+        if make_graph:
+            assert model.kernels.sample
+            self._device_steps = DeviceSteps(
+                model,
+                layout,
+                self._kv,
+                self.attention,
+                model.kernels.sample,
+                make_graph,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+            )
         self._copier = BlockCopier(cache, host_memory.num_blocks if host_memory else 0)
         self._batch = Batch(
             max_num_seqs=max_num_seqs,
@@ -84,40 +115,65 @@ class Runner:
         self._batch.reset()
         self._copier.reset()
 
-    @torch.inference_mode()
     def execute(self, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
         """Runs one step. Raises PlanError for a plan that contradicts the batch."""
-        started = time.perf_counter_ns()
-        result = step_pb2.StepResult(step=plan.step)
+        return self.launch(plan).finish()
+
+    @torch.inference_mode()
+    def launch(self, plan: step_pb2.StepPlan) -> Pending:
+        """Begins a step, which may be done when this returns; others can be launched before it is finished.
+
+        Raises PlanError for a plan that contradicts the batch.
+        """
+        started_ns = time.perf_counter_ns()
         inputs = self._batch.apply(plan)
         self._copier.apply(plan)
-        if inputs is not None:
-            hidden = self.forward(inputs)
-            rows = inputs.sample_rows
-            if len(rows):
-                logits = self.model.decoder.logits(hidden[self._to_device(inputs.sample_tokens)])
-                tokens = sample(logits, self._batch.sampling(rows))
-                self._batch.append(rows, tokens)
-                result.rows, result.token_ids = pack_u32(rows), pack_u32(tokens)
         self.steps += 1
-        result.forward_ns = time.perf_counter_ns() - started
-        return result
+        if self._device_steps:
+            return self._launch_on_device(self._device_steps, plan, inputs, started_ns)
+        result = step_pb2.StepResult(step=plan.step)
+        if inputs is not None:
+            rows = inputs.sample_rows
+            with self.cores.step(len(inputs.token_ids), len(rows)) if self.cores else nullcontext():
+                hidden = self.forward(inputs, inputs.sample_tokens)
+                if len(rows):
+                    logits = self.model.decoder.logits(hidden)
+                    tokens = sample(logits, self._batch.sampling(rows))
+                    self._batch.append(rows, tokens)
+                    result.rows, result.token_ids = pack_u32(rows), pack_u32(tokens)
+        result.forward_ns = time.perf_counter_ns() - started_ns
+        return Done(result)
 
-    def forward(self, inputs: StepInputs) -> Tensor:
-        """The final hidden states of the step's tokens, [num_tokens, hidden_size]; fills the KV cache."""
+    def _launch_on_device(
+        self, steps: DeviceSteps, plan: step_pb2.StepPlan, inputs: StepInputs | None, started_ns: int
+    ) -> Launched:
+        rows = _NO_ROWS if inputs is None else inputs.sample_rows
+        tokens = steps.launch(plan, inputs, self._batch.sampling(rows))
+        launched = Launched(plan.step, rows, tokens, started_ns, self._clock)
+        self._batch.append(rows, np.full(len(rows), UNKNOWN))
+        return launched
+
+    def forward(self, inputs: StepInputs, tokens: NDArray[np.int64] | None = None) -> Tensor:
+        """The final hidden states of the step's tokens, [num_tokens, hidden_size]; fills the KV cache.
+
+        tokens: [n], strictly ascending; those whose states are wanted, all when None
+        """
         batch = AttentionBatch(
             cu_seqlens_q=self._to_device(inputs.cu_seqlens_q),
             seq_lens=self._to_device(inputs.seq_lens),
             block_tables=self._to_device(inputs.block_tables),
             slot_mapping=self._to_device(inputs.slot_mapping),
+            host=HostLengths(inputs.cu_seqlens_q, inputs.seq_lens),
         )
         plan = self.attention.plan(batch, self.layout.block_size)
         token_ids, positions = self._to_device(inputs.token_ids), self._to_device(inputs.positions)
-        return self.model.decoder.forward(token_ids, positions, self._kv, plan)
+        wanted = None if tokens is None else self._to_device(tokens)
+        return self.model.decoder.forward(token_ids, positions, self._kv, plan, wanted)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """A small forward pass into block 0, before any row is active: the first request does not pay for set-up."""
+        """A small forward pass into block 0, before any row is active: the first request does not pay for set-up. Makes
+        the graphs, too."""
         started = time.perf_counter()
         num_tokens = min(_WARM_UP_TOKENS, self.layout.block_size, self.model.max_model_len)
         inputs = StepInputs(
@@ -127,10 +183,13 @@ class Runner:
             cu_seqlens_q=np.array([0, num_tokens], np.int32),
             seq_lens=np.array([num_tokens], np.int32),
             block_tables=np.zeros((1, 1), np.int32),
+            rows=np.zeros(1, np.int64),
             sample_rows=np.empty(0, np.int64),
             sample_tokens=np.empty(0, np.int64),
         )
         self.model.decoder.logits(self.forward(inputs)[-1:])
+        if self._device_steps:
+            self._device_steps.capture()
         logger.info("warmed up in %.2f s", time.perf_counter() - started)
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
@@ -156,10 +215,12 @@ def load_runner(options: ExecutorOptions) -> Runner:
         kernels=options.kernels,
         quantization=options.quantization,
     )
-    layout = plan_layout(
+    max_num_batched_tokens = options.max_num_batched_tokens or _default_batched_tokens(options.max_num_seqs)
+    plan_cache = partial(
+        plan_layout,
         model.decoder.config,
         block_size=options.block_size,
-        dtype=model.decoder.dtype,
+        dtype=model.kernels.cache_dtype(options.kv_cache_dtype, model.decoder.dtype),
         limits=CacheLimits(
             max_num_seqs=options.max_num_seqs,
             max_model_len=model.max_model_len,
@@ -168,8 +229,18 @@ def load_runner(options: ExecutorOptions) -> Runner:
             num_gpu_blocks_override=options.num_gpu_blocks_override,
         ),
         device=device,
-        available_bytes=available_bytes(device),
     )
+    layout = plan_cache(available_bytes=available_bytes(device))
+    launches = device.type == "cuda" and model.kernels.sample is not None
+    if launches:
+        free = free_beside_steps(
+            model,
+            layout,
+            _graphs(options),
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        layout = plan_cache(available_bytes=free)
     logger.info(
         "KV cache: %d blocks of %d tokens, %.1f MiB", layout.num_blocks, layout.block_size, layout.num_bytes / 2**20
     )
@@ -185,15 +256,20 @@ def load_runner(options: ExecutorOptions) -> Runner:
         model,
         layout,
         max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens or _default_batched_tokens(device, options.max_num_seqs),
+        max_num_batched_tokens=max_num_batched_tokens,
         host_memory=host_memory,
+        make_graph=_graphs(options) if launches else None,
     )
 
 
-def _default_batched_tokens(device: torch.device, max_num_seqs: int) -> int:
-    """As many as use the device well. More would only make running requests wait longer beside a prompt: on two CPU
-    cores, a model of 0.5 B parameters computes about a thousand tokens per second."""
-    return max(2048 if device.type == "cuda" else 256, max_num_seqs + 64)
+def _graphs(options: ExecutorOptions) -> MakeGraph:
+    return EagerGraph if options.enforce_eager else CudaGraphs()
+
+
+def _default_batched_tokens(max_num_seqs: int) -> int:
+    """As many as use any device well. Where so many take long, the scheduler plans shorter steps: it has a target for
+    the time between two tokens."""
+    return max(2048, max_num_seqs + 64)
 
 
 def _resolve_device(name: str) -> torch.device:

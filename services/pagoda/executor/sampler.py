@@ -4,11 +4,15 @@ A token is a pure function of its row's logits, parameters, seed and position: r
 (`philox`), and no operation mixes rows. The order of filters is vLLM's: temperature, min-p, top-k, top-p. Each of them
 keeps the tokens at or above a bound, so equally likely tokens are kept or dropped together.
 
+On a CPU this runs in C++ where that can be compiled; `pagoda.kernels.cpu.sampling` says what may differ from torch.
+
 Shape legend: m rows, V vocab_size, padded to whole chunks. A token's weight is its probability divided by that of the
 most likely token of its row.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import torch
@@ -18,6 +22,9 @@ from torch import Tensor
 from pagoda.executor.batch import SamplingRows
 from pagoda.executor.philox import uniform
 from pagoda.executor.plan_arrays import Int64
+from pagoda.kernels.cpu.library import library
+from pagoda.kernels.cpu.sampling import CpuSampler
+from pagoda.kernels.sampling import SamplingTensors
 
 # A nucleus is looked for among this many of the most likely tokens, then among so many times more, and so on.
 _FIRST_CANDIDATES, _MORE_CANDIDATES = 64, 8
@@ -30,6 +37,12 @@ def sample(logits: Tensor, rows: SamplingRows) -> Int64:
 
     Returns token ids [m].
     """
+    native = _native() if logits.device.type == "cpu" else None
+    return sample_with_torch(logits, rows) if native is None else _to_numpy(native(logits, _to_tensors(rows)))
+
+
+def sample_with_torch(logits: Tensor, rows: SamplingRows) -> Int64:
+    """`sample` on any device, and what the native sampler is tested against."""
     random = rows.temperature > 0
     if not random.any():
         return _to_numpy(logits.argmax(dim=-1))
@@ -40,6 +53,17 @@ def sample(logits: Tensor, rows: SamplingRows) -> Int64:
     tokens[~random] = _to_numpy(logits[~mask].argmax(dim=-1))
     tokens[random] = _draw(logits[mask], rows.select(random))
     return tokens
+
+
+@functools.cache
+def _native() -> CpuSampler | None:
+    kernels = library()
+    return CpuSampler(kernels) if kernels else None
+
+
+def _to_tensors(rows: SamplingRows) -> SamplingTensors:
+    columns = (rows.temperature, rows.top_p, rows.top_k.astype(np.int32), rows.min_p, rows.seed.view(np.int64))
+    return SamplingTensors(*map(torch.from_numpy, (*columns, rows.position)))
 
 
 def _draw(logits: Tensor, rows: SamplingRows) -> Int64:

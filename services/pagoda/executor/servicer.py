@@ -26,6 +26,10 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServicer):
         """The model is loaded."""
         self._description = description
 
+    @property
+    def is_ready(self) -> bool:
+        return self._description is not None
+
     async def GetInfo(self, request: executor_pb2.GetInfoRequest, context: _Context) -> executor_pb2.GetInfoResponse:
         return self._loaded().info()
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import zmq
+
 from pagoda.executor.description import describe_layout
 from pagoda.executor.plan_arrays import PlanError, read_indices
 from pagoda.executor.runner import Runner
-from pagoda.executor.transfer.receiver import Receiver
+from pagoda.executor.transfer.receiver import CurveKeys, Receiver
 from pagoda.executor.transfer.sender import Sender
 from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u64
 from pagoda.v1 import step_pb2
@@ -80,11 +82,12 @@ class Transfers:
         self.receiver.close()
 
 
-def make_transfers(runner: Runner, listen: str, *, tcp_only: bool) -> Transfers | None:
+def make_transfers(runner: Runner, listen: str | None, *, tcp_only: bool, encrypted: bool) -> Transfers | None:
     """For the runner's cache; None where it is not in memory that processes can share.
 
     listen: see `Receiver`
     tcp_only: see `Transfers`
+    encrypted: with a key of this process's own, which the scheduler tells those who push
 
     Raises ValueError, naming the option, for an address that cannot be listened on.
     """
@@ -92,7 +95,8 @@ def make_transfers(runner: Runner, listen: str, *, tcp_only: bool) -> Transfers 
         return None
     layout = describe_layout(runner.layout)
     try:
-        receiver = Receiver(runner.cache, _BLOCK_AXIS, layout, listen=listen)
+        curve = CurveKeys(*zmq.curve_keypair()) if encrypted else None
+        receiver = Receiver(runner.cache, _BLOCK_AXIS, layout, listen=listen, curve=curve)
     except (ValueError, OSError) as error:
         raise ValueError(f"--transfer-endpoint {listen}: {error}") from None
     sender = Sender(runner.cache, _BLOCK_AXIS, layout)

@@ -21,6 +21,7 @@ from pagoda.errors import FailedPreconditionError
 from pagoda.executor.config import ExecutorOptions
 from pagoda.executor.description import Description
 from pagoda.executor.openmp import configure_waiting
+from pagoda.executor.pending import Pending
 from pagoda.scheduler import codec
 from pagoda.scheduler.core.request import Request, RequestKey, Sampling
 from pagoda.scheduler.core.scheduler import CoreOptions, Outputs, Scheduler
@@ -45,7 +46,7 @@ class Engine:
         """
         self.core = Scheduler(core or CoreOptions(max_num_waiting=UNBOUNDED))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="steps")
-        self._in_flight: deque[Future[bytes]] = deque()
+        self._in_flight: deque[Future[Pending]] = deque()
         self._num_requests = 0
         try:
             # OpenMP has workers for every thread that needs some: the model is loaded by the thread that runs it.
@@ -77,11 +78,12 @@ class Engine:
         """Plans as far ahead as the core will, waits for the oldest step in flight, and tells what came of it."""
         while plans := self.core.step(time.monotonic()):
             for _, plan in plans:
-                self._in_flight.append(self._thread.submit(self._execute, codec.encode_plan(plan)))
+                self._in_flight.append(self._thread.submit(self._launch, codec.encode_plan(plan)))
         self.core.settle()
         assert self._in_flight or not self.core.requests, "requests, but nothing to do"
         if self._in_flight:
-            result = codec.decode_executor_message(self._in_flight.popleft().result())
+            message = step_pb2.ExecutorMessage(result=self._in_flight.popleft().result().finish())
+            result = codec.decode_executor_message(message.SerializeToString()).result
             assert result is not None
             self.core.commit(_LANE, result, time.monotonic())
         return self.core.take_outputs()
@@ -91,9 +93,8 @@ class Engine:
         while self.core.requests or self._in_flight:
             self.step()
 
-    def _execute(self, plan: bytes) -> bytes:
-        result = self._runner.execute(step_pb2.StepPlan.FromString(plan))
-        return step_pb2.ExecutorMessage(result=result).SerializeToString()
+    def _launch(self, plan: bytes) -> Pending:
+        return self._runner.launch(step_pb2.StepPlan.FromString(plan))
 
 
 def _load(options: ExecutorOptions) -> tuple[Runner, LaneSpec]:

@@ -15,7 +15,8 @@ CHANNEL_OPTIONS = [
 # A peer that restarts is found again within a second instead of gRPC's default of up to two minutes.
 _RECONNECT_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Not a pause, whatever it is called: what one attempt may take at least, over slow networks, too.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Channels to one address do not share a connection, and with it its back-off state.
     ("grpc.use_local_subchannel_pool", 1),

@@ -145,8 +145,8 @@ def main() -> None:
         help="as setup.sh makes it; $PEERS_DIR",
     )
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=["M"])
-    parser.add_argument("--weights", nargs="+", choices=list(WEIGHTS), default=list(WEIGHTS))
-    parser.add_argument("--workloads", nargs="+", choices=list(LOADS), default=list(LOADS))
+    parser.add_argument("--weights", nargs="+", choices=list(WEIGHTS), default=["bf16", "int8", "int4"])
+    parser.add_argument("--workloads", nargs="+", choices=list(LOADS), default=[each for each in LOADS if each != "W8"])
     parser.add_argument("--engines", nargs="+", choices=["Pagoda", "vLLM", "llama.cpp"], help="all if not given")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--retries", type=int, default=2, help="of a run while which others were busy")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from processes import Server, free_port
@@ -80,6 +80,12 @@ def _pagoda(model: str, folder: Path, *more: str) -> Engine:
     )
 
 
+def _pools(model: str, folder: Path) -> Engine:
+    """Prompts and decoding on cores of their own."""
+    mixed = _pagoda(model, folder, "--prefill-executors", "1", "--decode-executors", "1")
+    return replace(mixed, name="Pagoda 1+1")
+
+
 def _vllm(model: str, folder: Path) -> Engine:
     home, checkpoint = folder / "venvs" / "vllm", folder / "models" / model
     flags = {
@@ -139,6 +145,7 @@ WEIGHTS = {
         lambda model, folder: _vllm(f"{model}-w8a8", folder),
         lambda model, folder: _llama(model, folder, "q8_0"),
     ],
+    "bf16-pools": [_pagoda, _pools, _vllm],
     "int4": [
         lambda model, folder: _pagoda(model, folder, "--quantization", "int4"),
         lambda model, folder: _llama(model, folder, "q4_0"),

@@ -8,6 +8,8 @@
     W5     8 streams of 128/192; when each has had 32 tokens, a prompt of 4,096 tokens comes: `longest_gap_ms` is the
            longest that one of the streams waits until that prompt's first token
     W6     64 streams, 32/256: with a small model, what serving costs
+    W8     8 streams of 128/1,024; when each has had 160 tokens, two prompts of 4,096 tokens come, one after the other:
+           the 99th percentile of the gaps between a stream's tokens while they are computed, and before
     W7     1 stream, 1,024/2: the time to the first token is the prompt's
 
 Prompts are token ids, others in every run; decoding is greedy and never ends early.
@@ -16,6 +18,7 @@ Prompts are token ids, others in every run; decoding is greedy and never ends ea
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +52,10 @@ class Load:
     num_shared_tokens: int = 0
     """In front of each prompt, beside its own."""
     intruder: int = 0
-    """Tokens of a prompt that comes when every stream has had `INTRUDES_AFTER` tokens; 0: none comes."""
+    """Tokens of a prompt that comes when every stream has had `intrudes_after` tokens; 0: none comes."""
+    num_intruders: int = 1
+    """So many of them, one after the other."""
+    intrudes_after: int = 32
 
     def prompts(self, rng: Random) -> list[Prompt]:
         shared = _token_ids(rng, self.num_shared_tokens)
@@ -68,8 +74,8 @@ LOADS = {
     "W5": Load(8, 8, 128, 192, intruder=4096),
     "W6": Load(64, 64, 32, 256),
     "W7": Load(1, 4, 1024, 2),
+    "W8": Load(8, 8, 128, 1024, intruder=4096, num_intruders=2, intrudes_after=160),
 }
-INTRUDES_AFTER = 32
 _INTRUDER_OUTPUT = 8
 
 
@@ -93,7 +99,8 @@ async def run(url: str, model: str, load: Load, seed: str) -> Figures:
     prompts = load.prompts(rng)
     began, cpu_began = time.perf_counter(), time.process_time()
     if load.intruder:
-        answers, more = await _run_with_intruder(client, prompts, _token_ids(rng, load.intruder))
+        intruders = [_token_ids(rng, load.intruder) for _ in range(load.num_intruders)]
+        answers, more = await _run_with_intruders(client, prompts, intruders, load.intrudes_after)
     else:
         answers, more = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams), {}
     found = Run(answers, time.perf_counter() - began, time.process_time() - cpu_began)
@@ -114,13 +121,13 @@ async def warm_up(url: str, model: str) -> str:
     return next((answer.error for answer in answers if not answer.is_ok), "")
 
 
-async def _run_with_intruder(
-    client: CompletionClient, prompts: Sequence[Prompt], intruder: list[int]
+async def _run_with_intruders(
+    client: CompletionClient, prompts: Sequence[Prompt], intruders: Sequence[list[int]], intrudes_after: int
 ) -> tuple[list[Answer], Figures]:
     is_time = asyncio.Event()
 
     def look() -> None:
-        if all(len(answer.event_times) >= INTRUDES_AFTER or answer.error for answer in answers):
+        if all(len(answer.event_times) >= intrudes_after or answer.error for answer in answers):
             is_time.set()
 
     answers: list[Answer] = [WatchedAnswer(look) for _ in prompts]
@@ -129,24 +136,34 @@ async def _run_with_intruder(
             tasks.create_task(client.send(prompt, answer))
         async with asyncio.timeout(TIMEOUT_S):
             await is_time.wait()
-        late = await client.send(Prompt(intruder, _INTRUDER_OUTPUT))
-    if not late.is_ok:
-        return answers, {"intruder_error": late.error}
+        late = [await client.send(Prompt(intruder, _INTRUDER_OUTPUT)) for intruder in intruders]
+    if errors := [each.error for each in late if not each.is_ok]:
+        return answers, {"intruder_error": errors[0]}
+    begin, end = late[0].started_at, late[-1].first_at
+    # Until all have their first tokens, they disturb each other.
+    calm = gaps_s(answers, max(answer.event_times[0] for answer in answers), begin)
+    disturbed = gaps_s(answers, begin, end)
     return answers, {
-        "intruder_ttft_ms": late.ttft_s * 1e3,
-        "longest_gap_ms": longest_gap_s(answers, late.started_at, late.first_at) * 1e3,
+        "intruder_ttft_ms": statistics.median(each.ttft_s for each in late) * 1e3,
+        "longest_gap_ms": max(disturbed, default=0.0) * 1e3,
+        "p99_gap_ms": _percentile(disturbed, 99) * 1e3,
+        "p99_calm_gap_ms": _percentile(calm, 99) * 1e3,
     }
 
 
-def longest_gap_s(answers: Sequence[Answer], begin: float, end: float) -> float:
-    """Of the gaps between two events of one answer that lie in [begin, end], if only in part."""
-    gaps = [
+def gaps_s(answers: Sequence[Answer], begin: float, end: float) -> list[float]:
+    """The gaps between two events of one answer that lie in [begin, end], if only in part."""
+    return [
         after - before
         for answer in answers
         for before, after in pairwise(answer.event_times)
         if after > begin and before < end
     ]
-    return max(gaps, default=0.0)
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest of the values that `percent` of them do not exceed; 0 of none."""
+    return sorted(values)[-(-len(values) * percent // 100) - 1] if values else 0.0
 
 
 def _token_ids(rng: Random, count: int) -> list[int]:

@@ -20,7 +20,8 @@ from traffic import MAX_MODEL_LEN, Traffic, notes_text, random_text
 
 @pytest.fixture(scope="session")
 def served(reference: Callable[[str], Any]) -> Callable[[str, str], Served]:
-    """The model `name` in a dtype: "chat" is the bundled one, the others are tiny random checkpoints."""
+    """The model `name` in a dtype, and behind a slash its cache's if that is another: "chat" is the bundled one, the
+    others are tiny random checkpoints."""
     loaded: dict[tuple[str, str], Served] = {}
 
     def get(name: str, dtype: str) -> Served:

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda.executor.batch import StepInputs
@@ -52,9 +54,16 @@ class Served:
 
     @classmethod
     def load(cls, folder: Path, dtype: str, max_model_len: int) -> Served:
+        model_dtype, _, kv_cache_dtype = dtype.partition("/")
         runner = load_runner(
             ExecutorOptions(
-                model=str(folder), device="cpu", dtype=dtype, threads=1, max_model_len=max_model_len, max_num_seqs=1
+                model=str(folder),
+                device="cpu",
+                dtype=model_dtype,
+                kv_cache_dtype=kv_cache_dtype or "auto",
+                threads=1,
+                max_model_len=max_model_len,
+                max_num_seqs=1,
             )
         )
         return cls(runner.model, runner.layout)
@@ -86,23 +95,24 @@ class NanRunner(Runner):
             max_num_batched_tokens=shape.max_num_batched_tokens,
             host_memory=HostMemory(shape.num_host_blocks, shape.swap_only) if shape.num_host_blocks else None,
         )
-        self._copier._host.fill_(math.nan)
+        # In int8, bytes whose scales are NaN.
+        self._nothing = -1 if self.layout.dtype == torch.int8 else math.nan
+        self._copier._host.fill_(self._nothing)
         self.erase(torch.ones(shape.num_blocks, dtype=torch.bool))
 
     def erase(self, blocks: Tensor) -> None:
         """blocks: [num_blocks] bool"""
         for k_cache, v_cache in self._kv:
-            k_cache[blocks] = math.nan
-            v_cache[blocks] = math.nan
+            k_cache[blocks] = self._nothing
+            v_cache[blocks] = self._nothing
 
     def execute(self, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
         self.sampled_from = torch.empty(0)
         return super().execute(plan)
 
-    def forward(self, inputs: StepInputs) -> Tensor:
-        hidden = super().forward(inputs)
-        self.sampled_from = hidden[torch.from_numpy(inputs.sample_tokens)]
-        return hidden
+    def forward(self, inputs: StepInputs, tokens: NDArray[np.int64] | None = None) -> Tensor:
+        self.sampled_from = super().forward(inputs, tokens)
+        return self.sampled_from
 
 
 class Step(NamedTuple):
@@ -224,7 +234,7 @@ class RealCell:
     def _answer(self, name: str) -> None:
         """The oldest step in flight of an executor comes back."""
         step = self.in_flight[name].popleft()
-        result = codec.decode_executor_message(step.answer)
+        result = codec.decode_executor_message(step.answer).result
         assert result is not None
         for key, state in zip(step.keys, step.sampled_from, strict=True):
             if key not in self.ends:

@@ -165,10 +165,16 @@ WAYS = {
 }
 
 # Model, dtype, block size. In bfloat16 even the bits are the same, for which attention needs blocks of 16 or more.
-MODELS = [("chat", "bfloat16", 16), ("llama", "float32", 4), ("qwen3", "bfloat16", 16), ("chat", "float32", 8)]
+MODELS = [
+    ("chat", "bfloat16", 16),
+    ("llama", "float32", 4),
+    ("qwen3", "bfloat16", 16),
+    ("chat", "float32", 8),
+    ("chat", "bfloat16/int8", 16),
+]
 
 # Every way on the bundled model, and in turn on one of the others.
-RUNS = [(name, *model) for i, name in enumerate(WAYS) for model in (MODELS[0], MODELS[1 + i % 3])]
+RUNS = [(name, *model) for i, name in enumerate(WAYS) for model in (MODELS[0], MODELS[1 + i % 4])]
 
 Fixture = Callable[[str, str], Any]
 

@@ -65,7 +65,7 @@ def test_without_matplotlib_the_extra_is_named(
         (["--num-prompts", "0"], "num_prompts is 0; it must be at least 1"),
         (["--request-rate", "0"], "request_rate is 0.0; it must be more than 0"),
         (["--clients", "a"], "'a' is not NAME:SHARE"),
-        (["--executor-losses", "soon"], "'soon' is not SECONDS or SECONDS:COUNT"),
+        (["--executor-losses", "soon"], "'soon' is not SECONDS, SECONDS:COUNT or SECONDS:COUNT:ROLE"),
         (["--executor-joins", "1:0"], "a count of at least 1"),
         (["--client-weights", "a=2"], "weights are for the policy fair"),
         (["--num-blocks", "4"], "the KV cache holds 64 tokens, fewer than max_model_len"),

@@ -27,6 +27,12 @@ import http.server, json, os, signal, sys, threading, time
 port, log, conduct, state = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 if conduct == "no start":
     sys.exit("there is no such model")
+if conduct == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if conduct == "starts once":
+    if os.path.exists(log + ".started"):
+        sys.exit("once is enough")
+    open(log + ".started", "w").close()
 if conduct == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
@@ -180,6 +186,28 @@ async def test_service_that_keeps_dying_is_given_up(
     monkeypatch.setattr(module, "FIRST_BACKOFF_S", 0.01)
     cell = start(gateway="", scheduler="dies")
     with pytest.raises(ServiceFailedError, match=r"scheduler died 5 times within 60 s \(exit code 3\); giving up"):
+        await cell.task
+
+
+async def test_service_that_cannot_start_again_is_given_up(
+    start: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long each attempt takes."""
+    monkeypatch.setattr(module, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(module, "DEATH_WINDOW_S", 0.0)
+    cell = start(gateway="", executor="starts once")
+    await cell.until_ready()
+    os.kill(cell.state()["executor"]["pid"], signal.SIGKILL)
+    with pytest.raises(ServiceFailedError) as caught:
+        await cell.task
+    assert str(caught.value) == "executor could not start 5 times in a row (exit code 1):\n    once is enough"
+
+
+async def test_service_killed_during_its_start(start: Callable[..., Cell]) -> None:
+    cell = start(gateway="", executor="killed")
+    with pytest.raises(
+        ServiceFailedError, match=r"could not start \(killed by SIGKILL; is the machine out of memory\?"
+    ):
         await cell.task
 
 

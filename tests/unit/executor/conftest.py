@@ -49,6 +49,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.registrations: asyncio.Queue[scheduler_pb2.ExecutorRegistration] = asyncio.Queue()
         self.heartbeats: asyncio.Queue[str] = asyncio.Queue()
+        self.leaves: asyncio.Queue[str] = asyncio.Queue()
+        self.let_go = asyncio.Event()
         self.attempts = 0
         self._life = life
 
@@ -65,7 +67,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         yield response
         self.registrations.put_nowait(registration)
         async for request in requests:
-            assert request.WhichOneof("message") == "heartbeat"
+            if request.HasField("leave"):
+                self.leaves.put_nowait(session_id)
+                await self.let_go.wait()
+                return
+            assert request.HasField("heartbeat")
             self.heartbeats.put_nowait(session_id)
 
     async def receive(self) -> tuple[str, step_pb2.ExecutorMessage]:

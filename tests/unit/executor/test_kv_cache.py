@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,17 @@ def test_one_request_must_fit(limits: dict[str, Any], option: str) -> None:
         make_layout(**limits)
 
 
+@pytest.mark.parametrize("option", ["num_gpu_blocks_override", "kv_cache_memory_bytes"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_was_asked_for_must_be_free(device: str, option: str) -> None:
+    size = {"num_gpu_blocks_override": GIB // BLOCK_BYTES, "kv_cache_memory_bytes": GIB}[option]
+    needed = GIB // BLOCK_BYTES * BLOCK_BYTES
+    assert make_layout(device, needed, **{option: size}).num_bytes == needed
+    flag = f"--{option.replace('_', '-')}"
+    with pytest.raises(ValueError, match=rf"would take 1\.0 GiB, but 1\.0 GiB are free: lower {flag}"):
+        make_layout(device, needed - 1, **{option: size})
+
+
 def test_allocate() -> None:
     layout = KvLayout(num_blocks=5, block_size=2, num_layers=3, num_kv_heads=4, head_dim=6, dtype=torch.float16)
     cache = allocate(layout, torch.device("cpu"))
@@ -87,6 +99,15 @@ def test_allocate() -> None:
             assert part.shape == (5, 2, 4, 6)
             assert part.is_contiguous()
             assert part.data_ptr() == cache[i, j].data_ptr()
+
+
+def test_in_int8_every_head_has_its_scale() -> None:
+    layout = KvLayout(num_blocks=5, block_size=2, num_layers=3, num_kv_heads=4, head_dim=8, dtype=torch.int8)
+    cache = allocate(layout, torch.device("cpu"))
+    assert cache.shape == (3, 2, 5, 2, 4, 8 + 4)
+    assert cache.nbytes == layout.num_bytes
+    # Half of bfloat16's memory, and the scales.
+    assert layout.block_bytes == replace(layout, dtype=torch.bfloat16).block_bytes // 2 + 3 * 2 * 2 * 4 * 4
 
 
 @pytest.mark.parametrize(

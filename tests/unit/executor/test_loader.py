@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pagoda.executor import loader
 from pagoda.executor.loader import Model, load_model
 from pagoda.executor.models.families import parse_model_config
 from pagoda.executor.models.json_config import JsonConfig
@@ -95,6 +97,35 @@ def test_a_truncated_file(tiny_model: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a valid safetensors file"):
         load(tiny_model)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_that_are_no_floats(tiny_model: Path, dtype: torch.dtype) -> None:
+    weights = random_weights(tiny_model)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    save_file(weights | {name: weights[name].to(dtype)}, tiny_model / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors: tensor {name} is of (I8|F8_E4M3), not of F64, F32"):
+        load(tiny_model)
+
+
+def test_weights_larger_than_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = expected_shapes(parse_model_config(JsonConfig.read(tiny_model / "config.json")))
+    num_bytes = sum(math.prod(shape) for shape in shapes.values()) * 4
+    monkeypatch.setattr(loader, "available_bytes", lambda device: num_bytes)
+    load(tiny_model, dummy=True)
+    monkeypatch.setattr(loader, "available_bytes", lambda device: num_bytes - 1)
+    with pytest.raises(ValueError, match=r"not enough memory for the weights, which take .* take a smaller model"):
+        load(tiny_model, dummy=True)
+    load(tiny_model, dummy=True, dtype="bfloat16")
+
+
+def test_memory_that_runs_out_while_loading(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any, **__: Any) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(loader, "build_weights", build)
+    with pytest.raises(ValueError, match=r"not enough memory for the weights: take a smaller model, .*can't allocate"):
+        load(tiny_model, dummy=True)
 
 
 def test_no_weights_at_all(tiny_model: Path) -> None:

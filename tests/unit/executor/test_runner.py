@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from step_plans import make_plan
 from torch import Tensor
 
@@ -51,9 +53,9 @@ class Driver:
         self.tokens: dict[int, list[int]] = {}
         forward = self.runner.forward
 
-        def recording(inputs: StepInputs) -> Tensor:
-            hidden = forward(inputs)
-            logits = self.runner.model.decoder.logits(hidden[torch.from_numpy(inputs.sample_tokens)])
+        def recording(inputs: StepInputs, tokens: NDArray[np.int64]) -> Tensor:
+            hidden = forward(inputs, tokens)
+            logits = self.runner.model.decoder.logits(hidden)
             for row, each in zip(inputs.sample_rows.tolist(), logits, strict=True):
                 self.logits.setdefault(row, []).append(each)
             return hidden

@@ -10,9 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagoda.executor import sampler
 from pagoda.executor.batch import SamplingRows
 from pagoda.executor.philox import philox, uniform
 from pagoda.executor.sampler import sample
+
+
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(sampler, "_native", lambda: None)
+    else:
+        assert sampler._native(), "a C++ compiler is needed"
 
 
 def make_rows(count: int, **values: Any) -> SamplingRows:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from pagoda.errors import FailedPreconditionError
+from pagoda.executor.pending import Done
 from pagoda.executor.session import stay_registered
 from pagoda.executor.step_thread import StepThread
 from pagoda.v1 import scheduler_pb2, step_pb2
@@ -26,11 +27,11 @@ class EchoSteps:
         self.resets = 0
         self.executed: list[int] = []
 
-    def execute(self, plan: step_pb2.StepPlan) -> step_pb2.StepResult:
+    def launch(self, plan: step_pb2.StepPlan) -> Done:
         if plan.chunk_rows == b"\xff\0\0\0":
             raise RuntimeError("no such kernel")
         self.executed.append(plan.step)
-        return step_pb2.StepResult(step=plan.step, rows=plan.chunk_rows)
+        return Done(step_pb2.StepResult(step=plan.step, rows=plan.chunk_rows))
 
     def reset(self) -> None:
         self.resets += 1
@@ -43,8 +44,9 @@ class Member:
         self.steps = EchoSteps()
         self.thread = StepThread()
         self.serving: list[bool] = []
+        self.leaving = asyncio.Event()
         self.task = asyncio.create_task(
-            stay_registered(address, REGISTRATION, self.steps, self.thread, self._set_serving)
+            stay_registered(address, lambda: REGISTRATION, self.steps, self.thread, self._set_serving, self.leaving)
         )
 
     async def _set_serving(self, serving: bool) -> None:
@@ -79,7 +81,7 @@ async def test_registers_beats_and_steps(make_scheduler: Callable[..., Any]) -> 
         for _ in range(3):
             assert await asyncio.wait_for(scheduler.heartbeats.get(), 5) == session
         assert executor.serving == [True]
-        assert executor.steps.resets == 1
+        assert executor.steps.resets == 0
 
 
 async def test_joins_again_when_the_scheduler_restarts(
@@ -101,7 +103,7 @@ async def test_joins_again_when_the_scheduler_restarts(
             # Steps count from 1 in each session, on an empty batch.
             await second.send(other, step_pb2.StepPlan(step=1))
             assert (await second.receive())[1].result.step == 1
-            assert executor.steps.resets == 2
+            assert executor.steps.resets == 1
             assert executor.serving[-1] is True
             assert False in executor.serving
             # Counted before the second scheduler leaves, which is an outage of its own.
@@ -149,3 +151,23 @@ async def test_calls_run_between_steps(make_scheduler: Callable[..., Any]) -> No
         assert (await scheduler.receive())[1].result.step == 1
         with pytest.raises(ZeroDivisionError):
             await executor.thread.call(lambda: 1 // 0)
+
+
+async def test_it_leaves_when_the_scheduler_lets_it_go(make_scheduler: Callable[..., Any]) -> None:
+    async with make_scheduler().running() as scheduler, member(scheduler.address) as executor:
+        session_id, _ = await scheduler.receive()
+        executor.leaving.set()
+        assert await asyncio.wait_for(scheduler.leaves.get(), 10) == session_id
+        # Requests may still need it.
+        await scheduler.send(session_id, step_pb2.StepPlan(step=1))
+        _, message = await scheduler.receive()
+        assert message.result.step == 1
+        scheduler.let_go.set()
+        await asyncio.wait_for(executor.task, 10)
+        assert executor.serving == [True, False]
+
+
+async def test_without_a_scheduler_it_leaves_at_once(make_scheduler: Callable[..., Any]) -> None:
+    async with member(make_scheduler().address) as executor:
+        executor.leaving.set()
+        await asyncio.wait_for(executor.task, 10)

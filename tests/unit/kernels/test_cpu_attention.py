@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagoda.kernels.attention import AttentionBatch, AttentionParams
+from pagoda.kernels.attention import AttentionBatch, AttentionParams, head_elements
 from pagoda.kernels.cpu.attention import CpuBackend
 from pagoda.kernels.cpu.library import LEVELS, best_level, library
 from pagoda.kernels.reference.attention import ReferenceBackend
@@ -25,6 +25,13 @@ PARAMS = [
 # keys, of a tile of 64 and of a split of 512.
 MIXED = [(1, 1), (9, 1), (5, 5), (150, 1), (23, 7), (8, 8), (140, 133), (16, 1), (17, 2), (64, 1), (65, 65), (512, 1)]
 LONG = [(1300, 1), (1024, 3), (513, 40)]
+# Of a model, and of its cache.
+DTYPES = [
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.int8),
+    (torch.float32, torch.int8),
+]
 # Every level below the best one runs on this machine too.
 RUNNABLE = list(LEVELS)[list(LEVELS).index(best_level()) :]
 
@@ -40,6 +47,11 @@ def backend(level: str | None = None) -> CpuBackend:
     return CpuBackend(level)
 
 
+def nothing_stored(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A cache in which every number is NaN; in int8 every scale, wherever it lies."""
+    return torch.full(shape, -1 if dtype == torch.int8 else math.nan, dtype=dtype)
+
+
 class Sequences:
     """Random sequences; a backend's cache holds them in blocks at random places, everything else in it is NaN."""
 
@@ -52,12 +64,14 @@ class Sequences:
         dim: int = 32,
         block_size: int = 16,
         dtype: torch.dtype = torch.bfloat16,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         rng = torch.Generator().manual_seed(sum(lens) + dim)
         order = torch.randperm(NUM_BLOCKS, generator=rng).tolist()
         self.block_size = block_size
         self.tables = [[order.pop() for _ in range(-(-n // block_size))] for n in lens]
-        self.cache_shape = (NUM_BLOCKS, block_size, kv_heads, dim)
+        self.cache_dtype = cache_dtype or dtype
+        self.cache_shape = (NUM_BLOCKS, block_size, kv_heads, head_elements(dim, self.cache_dtype))
 
         def random(n: int, num_heads: int) -> Tensor:
             return torch.randn(n, num_heads, dim, generator=rng).to(dtype)
@@ -89,7 +103,7 @@ class Sequences:
         params: AttentionParams,
     ) -> list[Tensor]:
         """The results of steps that store and attend, one after the other; each is a list of chunks."""
-        k_cache, v_cache = (torch.full(self.cache_shape, math.nan, dtype=self.q[0].dtype) for _ in range(2))
+        k_cache, v_cache = (nothing_stored(self.cache_shape, self.cache_dtype) for _ in range(2))
         results = []
         for chunks in steps:
             plan = subject.plan(self.batch(chunks), self.block_size)
@@ -114,7 +128,12 @@ def prefill_then(lens: list[tuple[int, int]]) -> list[list[tuple[int, int, int]]
     return [cached, step] if cached else [step]
 
 
-def require_close(out: Tensor, expected: Tensor) -> None:
+def require_close(out: Tensor, expected: Tensor, cache_dtype: torch.dtype | None = None) -> None:
+    if cache_dtype == torch.int8 and out.dtype == torch.float32:
+        # Queries and weights are rounded to 16 bits, weights in each tile.
+        torch.testing.assert_close(out, expected, atol=2**-12, rtol=2**-12)
+        assert (out - expected).norm() / expected.norm() < 2**-14
+        return
     if out.dtype == torch.float32:
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
         return
@@ -125,32 +144,34 @@ def require_close(out: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("level", RUNNABLE)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("dtype", "cache_dtype"), DTYPES)
 @pytest.mark.parametrize("params", PARAMS)
-def test_every_level_matches_the_reference(level: str, dtype: torch.dtype, params: AttentionParams) -> None:
-    sequences = Sequences([n for n, _ in MIXED + LONG], dtype=dtype)
+def test_every_level_matches_the_reference(
+    level: str, dtype: torch.dtype, cache_dtype: torch.dtype, params: AttentionParams
+) -> None:
+    sequences = Sequences([n for n, _ in MIXED + LONG], dtype=dtype, cache_dtype=cache_dtype)
     steps = prefill_then(MIXED + LONG)
     out = sequences.run(backend(level), steps, params)[-1]
-    require_close(out, sequences.run(ReferenceBackend(), steps, params)[-1])
+    require_close(out, sequences.run(ReferenceBackend(), steps, params)[-1], cache_dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("dtype", "cache_dtype"), DTYPES)
 @pytest.mark.parametrize("block_size", [2, 6, 16, 18, 32, 128])
-def test_block_sizes(dtype: torch.dtype, block_size: int) -> None:
+def test_block_sizes(dtype: torch.dtype, cache_dtype: torch.dtype, block_size: int) -> None:
     lens = MIXED[:10] if block_size == 2 else MIXED
-    sequences = Sequences([n for n, _ in lens], block_size=block_size, dtype=dtype)
+    sequences = Sequences([n for n, _ in lens], block_size=block_size, dtype=dtype, cache_dtype=cache_dtype)
     for params in PARAMS:
         out = sequences.run(backend(), prefill_then(lens), params)[-1]
-        require_close(out, sequences.run(ReferenceBackend(), prefill_then(lens), params)[-1])
+        require_close(out, sequences.run(ReferenceBackend(), prefill_then(lens), params)[-1], cache_dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("dtype", "cache_dtype"), DTYPES)
 @pytest.mark.parametrize("dim", [16, 48, 64, 80, 96, 128, 256])
-def test_head_dims(dtype: torch.dtype, dim: int) -> None:
-    sequences = Sequences([n for n, _ in MIXED], dim=dim, dtype=dtype)
+def test_head_dims(dtype: torch.dtype, cache_dtype: torch.dtype, dim: int) -> None:
+    sequences = Sequences([n for n, _ in MIXED], dim=dim, dtype=dtype, cache_dtype=cache_dtype)
     params = AttentionParams(scale=dim**-0.5)
     out = sequences.run(backend(), prefill_then(MIXED), params)[-1]
-    require_close(out, sequences.run(ReferenceBackend(), prefill_then(MIXED), params)[-1])
+    require_close(out, sequences.run(ReferenceBackend(), prefill_then(MIXED), params)[-1], cache_dtype)
 
 
 @pytest.mark.parametrize("level", RUNNABLE)
@@ -163,13 +184,13 @@ def test_group_sizes(level: str, heads: int, kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize("level", RUNNABLE)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("dtype", "cache_dtype"), DTYPES)
 @pytest.mark.parametrize("params", PARAMS)
 def test_bits_do_not_depend_on_chunks_neighbours_and_threads(
-    level: str, dtype: torch.dtype, params: AttentionParams
+    level: str, dtype: torch.dtype, cache_dtype: torch.dtype, params: AttentionParams
 ) -> None:
     length = 700
-    sequences = Sequences([length, 300, 1200, 40], heads=7, kv_heads=1, dtype=dtype)
+    sequences = Sequences([length, 300, 1200, 40], heads=7, kv_heads=1, dtype=dtype, cache_dtype=cache_dtype)
     subject = backend(level)
     torch.set_num_threads(1)
     expected = sequences.run(subject, [[(0, 0, length)]], params)[0]
@@ -200,8 +221,9 @@ def test_threads_share_the_keys_of_one_sequence() -> None:
             assert torch.equal(out, alone)
 
 
-def test_large_scores_neither_overflow_nor_vanish() -> None:
-    sequences = Sequences([200], heads=4, kv_heads=1)
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
+def test_large_scores_neither_overflow_nor_vanish(cache_dtype: torch.dtype) -> None:
+    sequences = Sequences([200], heads=4, kv_heads=1, cache_dtype=cache_dtype)
     sequences.q[0] *= 60
     params = AttentionParams(scale=1.0)
     out = sequences.run(backend(), [[(0, 0, 200)]], params)[0]
@@ -210,8 +232,9 @@ def test_large_scores_neither_overflow_nor_vanish() -> None:
 
 
 @pytest.mark.parametrize("level", RUNNABLE)
-def test_a_nan_in_a_query_stays_in_its_row(level: str) -> None:
-    sequences = Sequences([40], heads=8, kv_heads=1)
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
+def test_a_nan_in_a_query_stays_in_its_row(level: str, cache_dtype: torch.dtype) -> None:
+    sequences = Sequences([40], heads=8, kv_heads=1, cache_dtype=cache_dtype)
     params = AttentionParams(scale=0.2)
     expected = sequences.run(backend(level), [[(0, 0, 40)]], params)[0]
     sequences.q[0][17, 3, 5] = math.nan
@@ -221,14 +244,14 @@ def test_a_nan_in_a_query_stays_in_its_row(level: str) -> None:
     assert torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_views_of_all_heads_are_read_in_place(dtype: torch.dtype) -> None:
-    sequences = Sequences([90], heads=4, kv_heads=2, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "cache_dtype"), DTYPES)
+def test_views_of_all_heads_are_read_in_place(dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
+    sequences = Sequences([90], heads=4, kv_heads=2, dtype=dtype, cache_dtype=cache_dtype)
     params = AttentionParams(scale=0.2)
     plan = backend().plan(sequences.batch([(0, 0, 90)]), sequences.block_size)
     qkv = torch.cat((sequences.q[0], sequences.k[0], sequences.v[0]), dim=1)
     q, k, v = torch.split(qkv, [4, 2, 2], dim=1)
-    k_cache, v_cache = (torch.full(sequences.cache_shape, math.nan, dtype=dtype) for _ in range(2))
+    k_cache, v_cache = (nothing_stored(sequences.cache_shape, cache_dtype) for _ in range(2))
     plan.store(k, v, k_cache, v_cache)
     out = plan.attend(q, k_cache, v_cache, params)
     assert torch.equal(out, sequences.run(backend(), [[(0, 0, 90)]], params)[0])
@@ -247,7 +270,7 @@ def test_one_plan_serves_layers_with_different_windows() -> None:
     chunks = [(i, 0, n) for i, (n, _) in enumerate(MIXED)]
     q, k, v = (torch.cat(x) for x in (sequences.q, sequences.k, sequences.v))
     plan = backend().plan(sequences.batch(chunks), sequences.block_size)
-    k_cache, v_cache = (torch.full(sequences.cache_shape, math.nan, dtype=torch.bfloat16) for _ in range(2))
+    k_cache, v_cache = (nothing_stored(sequences.cache_shape, torch.bfloat16) for _ in range(2))
     plan.store(k, v, k_cache, v_cache)
     for window in (None, 6, None):
         params = AttentionParams(scale=0.3, sliding_window=window)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pagoda.kernels.attention import AttentionBatch, AttentionParams
-from pagoda.kernels.reference.attention import ReferenceBackend, paged_attention, store_kv
+from pagoda.kernels.attention import SCALE_BYTES, AttentionBatch, AttentionParams
+from pagoda.kernels.reference.attention import ReferenceBackend, dequantize, paged_attention, quantize, store_kv
 
 torch.set_num_threads(1)
 
@@ -33,12 +33,23 @@ class Case:
 
 
 def make_case(
-    lens: list[tuple[int, int]], *, heads: int = 4, kv_heads: int = 2, dim: int = 8, seed: int = 0, dtype=torch.float32
+    lens: list[tuple[int, int]],
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    dim: int = 8,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype | None = None,
 ) -> Case:
     """lens: (tokens in the cache after the step, new tokens of the step) per sequence."""
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(NUM_BLOCKS, generator=rng).tolist()
-    k_cache = torch.full((NUM_BLOCKS, BLOCK_SIZE, kv_heads, dim), math.nan, dtype=dtype)
+    cache_dtype = cache_dtype or dtype
+    is_int8 = cache_dtype == torch.int8
+    shape = (NUM_BLOCKS, BLOCK_SIZE, kv_heads, dim + SCALE_BYTES * is_int8)
+    # In int8, bytes whose scales are NaN.
+    k_cache = torch.full(shape, -1 if is_int8 else math.nan, dtype=cache_dtype)
     v_cache = k_cache.clone()
     keys, values, tables = [], [], []
     for seq_len, _ in lens:
@@ -146,6 +157,43 @@ def test_one_plan_serves_layers_with_different_windows() -> None:
         params = AttentionParams(scale=0.3, sliding_window=window)
         out = plan.attend(case.q, case.k_cache, case.v_cache, params)
         torch.testing.assert_close(out.double(), naive(case, params), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [8, 6, 5])
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_cache_in_int8(window: int | None, dim: int) -> None:
+    case = make_case(MIXED, dim=dim, cache_dtype=torch.int8)
+    # What is read is what was stored, and nothing else.
+    for part in (case.keys, case.values):
+        part[:] = [dequantize(quantize(x)) for x in part]
+    params = AttentionParams(scale=0.4, sliding_window=window)
+    out = paged_attention(case.q, case.k_cache, case.v_cache, case.batch, params)
+    torch.testing.assert_close(out.double(), naive(case, params), atol=1e-5, rtol=1e-5)
+
+
+def test_int8_is_as_close_as_a_scale_per_head_allows() -> None:
+    x = torch.randn(40, 3, 16) * 10 ** torch.empty(40, 3, 1).uniform_(-20, 20)
+    x[0, 0], x[1, 1, 3], x[2, 2, 5] = 0.0, math.nan, math.inf
+    stored = quantize(x)
+    assert stored.dtype == torch.int8
+    assert stored.shape == (40, 3, 16 + SCALE_BYTES)
+    assert not stored[0, 0].any()
+    result = dequantize(stored)
+    # A head with a number that is none has none that are right, and none that look so.
+    assert not result[[1, 2], [1, 2], [3, 5]].isfinite().any()
+    ordinary = x.isfinite().all(-1)
+    largest = x[ordinary].abs().amax(-1, keepdim=True)
+    assert ((result[ordinary] - x[ordinary]).abs() <= largest / 127 * 0.50001).all()
+    assert (stored[ordinary][..., :-SCALE_BYTES].abs().amax(-1, keepdim=True) == 127).logical_or(largest == 0).all()
+
+
+def test_scales_of_a_whole_cache() -> None:
+    case = make_case(MIXED)
+    params = AttentionParams(scale=0.4, sliding_window=30, soft_cap=3.0)
+    expected = paged_attention(case.q, case.k_cache, case.v_cache, case.batch, params)
+    params = replace(params, k_scale=0.25, v_scale=0.5)
+    out = paged_attention(case.q, case.k_cache * 4, case.v_cache * 2, case.batch, params)
+    torch.testing.assert_close(out, expected)
 
 
 def test_store_kv_skips_padding() -> None:

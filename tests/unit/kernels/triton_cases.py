@@ -14,7 +14,7 @@ from torch import Tensor
 from pagoda.executor.philox import uniform
 from pagoda.kernels.attention import AttentionBatch, AttentionParams, HostLengths
 from pagoda.kernels.reference.attention import paged_attention
-from pagoda.kernels.triton.sampling import SamplingTensors
+from pagoda.kernels.sampling import SamplingTensors
 
 Lens = list[tuple[int, int]]
 
@@ -29,9 +29,8 @@ class PagedCase:
     v_cache: Tensor
 
     def reference(self, params: AttentionParams) -> Tensor:
-        """[num_tokens, num_heads, head_dim] float32, from the numbers that the cache stands for."""
-        k_cache, v_cache = self.k_cache.float() * params.k_scale, self.v_cache.float() * params.v_scale
-        return paged_attention(self.q.float(), k_cache, v_cache, self.batch, params)
+        """[num_tokens, num_heads, head_dim] float32."""
+        return paged_attention(self.q.float(), self.k_cache.float(), self.v_cache.float(), self.batch, params)
 
 
 def paged_case(
@@ -127,6 +126,7 @@ def plausible_tokens(
         target = share * sums[-1]
         last = int(np.searchsorted(sums, target))
         unsure |= bool(np.abs(sums[max(0, last - 1) : last + 1] - target).min() < tolerance * sums[-1])
+        unsure |= bool(0 < ordered[last] - ordered[last + 1 : last + 2].sum() < tolerance * ordered[last])
         weights[weights < ordered[last]] = 0
     if unsure:
         return None

@@ -115,7 +115,7 @@ def test_a_step_that_fails_is_told(open_engine: Open, monkeypatch: pytest.Monkey
     def fail(plan: object) -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(engine._runner, "execute", fail)
+    monkeypatch.setattr(engine._runner, "launch", fail)
     engine.submit([1, 2], Sampling(max_tokens=2))
     with pytest.raises(MemoryError, match="no more"):
         engine.finish()

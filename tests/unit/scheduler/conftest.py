@@ -116,14 +116,14 @@ class Cell:
         target = parcel.push.target
         if target not in self.executors:
             if sender in self.executors:
-                self.core.note_failed(sender, parcel.push.number, self.now)
+                self.core.note_failed(sender, parcel.push.number, "unreachable", self.now)
         elif news := self.executors[target].receive(parcel):
             self.core.note_arrived(target, *news)
 
     def lose_parcel(self, index: int = 0) -> None:
         sender, parcel = self.parcels.pop(index)
         if sender in self.executors:
-            self.core.note_failed(sender, parcel.push.number, self.now)
+            self.core.note_failed(sender, parcel.push.number, "unreachable", self.now)
 
     def answer(self, name: str = "A") -> StepResult:
         """The oldest step in flight of an executor comes back."""

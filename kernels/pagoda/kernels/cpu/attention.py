@@ -1,4 +1,4 @@
-"""Paged attention in C++ (src/attention.cpp), for bfloat16 and float32.
+"""Paged attention in C++ (src/attention.cpp), for bfloat16 and float32, over a cache of the same dtype or in int8.
 
 Knows which tensors fit and where their memory is; how blocks are laid out in the cache is known to the C++ alone, so
 what `store` of this backend wrote can be read by `attend` of this backend only.
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pagoda.kernels.attention import AttentionBatch, AttentionParams
+from pagoda.kernels.attention import AttentionBatch, AttentionParams, head_elements
 from pagoda.kernels.cpu.library import FLOAT, INT, POINTER, SIZE, CompilerError, declared, library
 
 _DTYPES = (torch.bfloat16, torch.float32)
+# As in src/cache_formats.h.
 _MAX_HEAD_DIM = 256
 
 # A window that nothing is outside of.
@@ -81,7 +82,9 @@ class CpuPlan:
 
     def store(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
         """See `AttentionPlan.store`; tokens of k and v may lie apart, as in a view of all heads of a layer."""
-        self._require_supported(k_cache, v_cache, k, v)
+        self._require_supported(k, k_cache, v_cache)
+        assert v.dtype is k.dtype
+        assert v.shape == k.shape
         num_tokens, kv_heads, head_dim = k.shape
         k, v = _dense_tokens(k), _dense_tokens(v)
         self._functions.store(
@@ -97,14 +100,15 @@ class CpuPlan:
             head_dim,
             self._block_size,
             k.dtype is torch.bfloat16,
+            k_cache.dtype is torch.int8,
             torch.get_num_threads(),
         )
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, params: AttentionParams) -> Tensor:
         """See `AttentionPlan.attend`; tokens of q may lie apart, as in a view of all heads of a layer."""
-        self._require_supported(k_cache, v_cache, q)
+        self._require_supported(q, k_cache, v_cache)
         if params.k_scale != 1.0 or params.v_scale != 1.0:
-            raise ValueError("native attention has no scales for keys and values")
+            raise ValueError("native attention has no scales for the whole of keys and values")
         num_tokens, num_heads, head_dim = q.shape
         kv_heads = k_cache.shape[2]
         layout = self.layout(num_heads // kv_heads, kv_heads, head_dim, params.sliding_window)
@@ -127,6 +131,7 @@ class CpuPlan:
             params.soft_cap or 0.0,
             window_tokens(params.sliding_window),
             q.dtype is torch.bfloat16,
+            k_cache.dtype is torch.int8,
             layout.items,
             layout.sizes,
             self.workspace(layout.workspace_bytes),
@@ -146,20 +151,22 @@ class CpuPlan:
         """Address of scratch memory for one call."""
         return self._functions.workspace(num_bytes)
 
-    def _require_supported(self, k_cache: Tensor, v_cache: Tensor, *others: Tensor) -> None:
-        _, block_size, _, head_dim = k_cache.shape
-        dtype = k_cache.dtype
-        if not CpuBackend.supports(dtype=dtype, head_dim=head_dim, block_size=block_size):
+    def _require_supported(self, x: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+        """x: queries or keys."""
+        block_size, head_dim, cache_dtype = k_cache.shape[1], x.shape[-1], k_cache.dtype
+        if not CpuBackend.supports(dtype=x.dtype, head_dim=head_dim, block_size=block_size):
             raise ValueError(
                 f"native attention is for bfloat16 and float32, head sizes that are multiples of 16 up to "
-                f"{_MAX_HEAD_DIM} and even block sizes, not for {dtype}, {head_dim} and {block_size}"
+                f"{_MAX_HEAD_DIM} and even block sizes, not for {x.dtype}, {head_dim} and {block_size}"
             )
+        if cache_dtype not in (x.dtype, torch.int8):
+            raise ValueError(f"native attention is for a cache in {x.dtype} or int8 here, not in {cache_dtype}")
         assert block_size == self._block_size
+        assert k_cache.shape[3] == head_elements(head_dim, cache_dtype)
+        assert v_cache.shape == k_cache.shape
+        assert v_cache.dtype is cache_dtype
         assert k_cache.is_contiguous()
         assert v_cache.is_contiguous()
-        for tensor in (v_cache, *others):
-            assert tensor.dtype is dtype
-            assert tensor.shape[-1] == head_dim
 
 
 class CpuBackend:
@@ -179,7 +186,7 @@ class CpuBackend:
 
     @staticmethod
     def supports(*, dtype: torch.dtype, head_dim: int, block_size: int) -> bool:
-        """Whether a model and its cache can be computed; everything else is for another backend."""
+        """Whether a model of that dtype can be computed; everything else is for another backend."""
         return dtype in _DTYPES and head_dim % 16 == 0 and 0 < head_dim <= _MAX_HEAD_DIM and block_size % 2 == 0
 
     def plan(self, batch: AttentionBatch, block_size: int) -> CpuPlan:
@@ -194,14 +201,14 @@ class _Functions:
         self.plan = declared(loaded.pagoda_plan_attention, [POINTER, POINTER, *[SIZE] * 6, POINTER, POINTER])
         self.store = declared(
             loaded.pagoda_store_kv,
-            [POINTER, POINTER, SIZE, SIZE, POINTER, POINTER, POINTER, *[SIZE] * 4, INT, INT],
+            [POINTER, POINTER, SIZE, SIZE, POINTER, POINTER, POINTER, *[SIZE] * 4, INT, INT, INT],
         )
         self.workspace_bytes = declared(loaded.pagoda_attention_workspace, [POINTER, SIZE, SIZE], SIZE)
         self.attend = declared(
             loaded.pagoda_attend,
             [
                 *(POINTER, SIZE, POINTER, POINTER, POINTER, POINTER, SIZE),
-                *(SIZE, SIZE, SIZE, SIZE, FLOAT, FLOAT, INT, INT),
+                *(SIZE, SIZE, SIZE, SIZE, FLOAT, FLOAT, INT, INT, INT),
                 *(POINTER, POINTER, POINTER),
             ],
         )

@@ -46,6 +46,7 @@ class CpuLayerShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    dtype: torch.dtype
     activation: Activation
     eps: float
 
@@ -60,12 +61,12 @@ class CpuLayers:
         layers: Sequence[CpuLayer],
         kv: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
-        """kv: per layer k_cache and v_cache, [num_blocks, block_size, num_kv_heads, head_dim]."""
+        """kv: per layer k_cache and v_cache, as in `AttentionPlan`."""
         self._run = declared(library.pagoda_run_layers, [POINTER, POINTER, POINTER])
         self._shape = shape
         self._kept = (layers, kv)
         first = layers[0]
-        self._dtype = kv[0][0].dtype
+        k_cache, _ = kv[0]
         self._widths = [
             first.qkv.out_features,
             first.o.in_features,
@@ -81,9 +82,10 @@ class CpuLayers:
             shape.num_kv_heads,
             shape.head_dim,
             first.down.in_features,
-            kv[0][0].shape[1],
+            k_cache.shape[1],
             shape.eps,
-            self._dtype is torch.bfloat16,
+            shape.dtype is torch.bfloat16,
+            k_cache.dtype is torch.int8,
             first.mlp_norm.dtype is torch.bfloat16,
             first.head_norm is not None and first.head_norm.q_weight.dtype is torch.bfloat16,
             shape.activation == "gelu_tanh",
@@ -91,19 +93,29 @@ class CpuLayers:
         self._c_layers = (_Layer * len(layers))(
             *(self._layer(layer, *layer_kv) for layer, layer_kv in zip(layers, kv, strict=True))
         )
-        self._scratch = torch.empty(0, dtype=self._dtype)
+        self._scratch = torch.empty(0, dtype=shape.dtype)
 
-    def run(self, x: Tensor, normed: Tensor, ropes: Sequence[Rope], plan: AttentionPlan) -> None:
-        """x: [T, hidden_size] the residual stream, whose norm is `normed`; both are what they are behind the layers
-        afterwards."""
+    def run(
+        self, x: Tensor, normed: Tensor, ropes: Sequence[Rope], plan: AttentionPlan, tokens: Tensor | None = None
+    ) -> Tensor:
+        """x: [T, hidden_size] the residual stream, whose norm is `normed`; both are overwritten
+        tokens: [n] int64, strictly ascending: those that go on behind the last layer's attention; all when None
+
+        Returns what `normed` is behind the layers, [n, hidden_size].
+        """
         assert isinstance(plan, CpuPlan)
         num_tokens = len(x)
+        if tokens is not None:
+            assert tokens.dtype is torch.int64
+            tokens = tokens.contiguous()
+            assert bool((tokens.diff() > 0).all())
+        num_kept = num_tokens if tokens is None else len(tokens)
         starts = [0]
         for width in self._widths:
             # Every part begins with a cache line.
             starts.append(starts[-1] + -(-num_tokens * width // 32) * 32)
         if len(self._scratch) < starts[-1]:
-            self._scratch = torch.empty(starts[-1], dtype=self._dtype)
+            self._scratch = torch.empty(starts[-1], dtype=self._shape.dtype)
         scratch = self._scratch.data_ptr()
         c_ropes = (_Rope * len(ropes))(*(_Rope(cos.data_ptr(), sin.data_ptr(), cos.shape[1]) for cos, sin in ropes))
         shape = self._shape
@@ -114,6 +126,8 @@ class CpuLayers:
         c_layouts = (_Layout * len(layouts))(*(_Layout(layout.items, layout.sizes) for layout in layouts))
         step = _Step(
             num_tokens,
+            _pointer(tokens),
+            num_kept,
             ctypes.addressof(c_ropes),
             ctypes.addressof(c_layouts),
             plan.batch.slot_mapping.data_ptr(),
@@ -122,10 +136,11 @@ class CpuLayers:
             plan.workspace(max(layout.workspace_bytes for layout in layouts)),
             x.data_ptr(),
             normed.data_ptr(),
-            *(scratch + start * self._dtype.itemsize for start in starts[:-1]),
+            *(scratch + start * self._shape.dtype.itemsize for start in starts[:-1]),
             torch.get_num_threads(),
         )
         self._run(ctypes.addressof(self._c_layers), ctypes.addressof(self._c_shape), ctypes.addressof(step))
+        return normed[:num_kept]
 
     def _layer(self, layer: CpuLayer, k_cache: Tensor, v_cache: Tensor) -> _Layer:
         head_norm, attention = layer.head_norm, layer.attention
@@ -185,7 +200,7 @@ class _Shape(ctypes.Structure):
             )
         ),
         ("eps", FLOAT),
-        *((name, INT) for name in ("is_bf16", "is_norm_bf16", "is_head_norm_bf16", "is_gelu")),
+        *((name, INT) for name in ("is_bf16", "is_cache_int8", "is_norm_bf16", "is_head_norm_bf16", "is_gelu")),
     )
 
 
@@ -200,6 +215,8 @@ class _Layout(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         ("num_tokens", SIZE),
+        ("kept_tokens", POINTER),
+        ("num_kept", SIZE),
         *((name, POINTER) for name in ("ropes", "layouts", "slot_mapping", "block_tables")),
         ("block_tables_stride", SIZE),
         *(

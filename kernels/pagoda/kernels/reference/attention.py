@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagoda.kernels.attention import AttentionBatch, AttentionParams
+from pagoda.kernels.attention import SCALE_BYTES, AttentionBatch, AttentionParams
 
 # Bounds the score matrix: heads * this * context length float32 numbers.
 _MAX_TILE_QUERIES = 128
@@ -27,6 +27,8 @@ _MAX_TILE_QUERIES = 128
 # For fewer rows there are other matrix kernels, which sum in another order; longer sums are cut by their length.
 _MIN_ROWS = 4
 _MAX_SUMMED_KEYS = 128
+
+_MAX_INT8 = 127.0
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,36 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     """Scatter new K/V into the paged cache, in place.
 
     k, v: [num_tokens, num_kv_heads, head_dim]
-    k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim]
+    k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_elements]
     slot_mapping: [num_tokens] int64; -1 = padding, skipped
     """
     stored = slot_mapping >= 0
     if not stored.all():
         k, v, slot_mapping = k[stored], v[stored], slot_mapping[stored]
-    k_cache.flatten(0, 1).index_copy_(0, slot_mapping, k)
-    v_cache.flatten(0, 1).index_copy_(0, slot_mapping, v)
+    for x, cache in ((k, k_cache), (v, v_cache)):
+        rows = quantize(x) if cache.dtype == torch.int8 else x
+        cache.flatten(0, 1).index_copy_(0, slot_mapping, rows)
+
+
+def quantize(x: Tensor) -> Tensor:
+    """x [..., head_dim] as it is stored in int8, [..., head_dim + SCALE_BYTES]."""
+    x = x.float()
+    largest = x.abs().amax(-1, keepdim=True)
+    # Below this the inverse would overflow.
+    is_zero = largest < 1e-36
+    most = torch.full_like(largest, _MAX_INT8)
+    scale = torch.where(is_zero, 0.0, largest / most)
+    inverse = torch.where(is_zero, 0.0, most / largest)
+    # Products of float32 are exact in float64, so that they are rounded once.
+    integers = (x.double() * inverse.double()).round().to(torch.int8)
+    return torch.cat((integers, scale.view(torch.int8)), -1)
+
+
+def dequantize(rows: Tensor) -> Tensor:
+    """What was stored as `rows` [..., head_dim + SCALE_BYTES] int8, [..., head_dim] float32."""
+    # A copy, because the scales of short heads need not lie where a float32 may.
+    scale = rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return rows[..., :-SCALE_BYTES].float() * scale
 
 
 def _lay_out(batch: AttentionBatch, block_size: int, window: int | None) -> list[_Tiles]:
@@ -150,7 +174,7 @@ def _attend_tiles(q: Tensor, k_cache: Tensor, v_cache: Tensor, tiles: _Tiles, pa
     n, t = tiles.tokens.shape
     num_heads, head_dim = q.shape[1:]
     kv_heads = k_cache.shape[2]
-    queries = q[tiles.tokens].float().mul_(params.scale)
+    queries = q[tiles.tokens].float().mul_(params.scale * params.k_scale)
     queries = queries.view(n, t, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4).reshape(n, kv_heads, -1, head_dim)
     keys = _gather(k_cache, tiles.blocks, n)
     # Masked weights are 0, but 0 * NaN is NaN: values that nobody sees are cleared.
@@ -163,7 +187,7 @@ def _attend_tiles(q: Tensor, k_cache: Tensor, v_cache: Tensor, tiles: _Tiles, pa
     weights = scores.softmax(dim=-1).flatten(2, 3)
     out = _weighted_sum(weights, values)  # [n, K, G * t, D]
     out = out.view(n, kv_heads, -1, t, head_dim).permute(0, 3, 1, 2, 4)  # [n, t, K, G, D]
-    return out.reshape(n, t, num_heads, head_dim).to(q.dtype)
+    return out.reshape(n, t, num_heads, head_dim).mul_(params.v_scale).to(q.dtype)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -185,11 +209,12 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
 
 def _gather(cache: Tensor, blocks: Tensor, num_tiles: int, cleared: Tensor | None = None) -> Tensor:
     """The slots of `blocks` [n * m] as matrices, [n, num_kv_heads, L, head_dim] float32; those in `cleared` as 0."""
-    _, _, kv_heads, head_dim = cache.shape
-    slots = cache.flatten(1).index_select(0, blocks).view(-1, kv_heads, head_dim)
+    slots = cache.flatten(1).index_select(0, blocks).view(-1, *cache.shape[2:])
     if cleared is not None:
         slots.index_fill_(0, cleared, 0.0)
-    heads = slots.view(num_tiles, -1, kv_heads, head_dim).transpose(1, 2)
+    if cache.dtype == torch.int8:
+        slots = dequantize(slots)
+    heads = slots.view(num_tiles, -1, *slots.shape[1:]).transpose(1, 2)
     # One pass that converts and makes matrices contiguous: matmul is several times faster on those.
     return torch.empty(heads.shape, dtype=torch.float32, device=cache.device).copy_(heads)
 

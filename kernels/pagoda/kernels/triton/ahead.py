@@ -1,7 +1,7 @@
 """Compiles launches for a GPU that is not there: what a launcher would launch is recorded, then compiled.
 
 Knows of kernels only what a launch says. Its arguments are specialized as Triton's just-in-time compiler would:
-integers that are 1 are constants, integers and pointers that 16 divides are marked so.
+integers that are 1 are constants, integers and pointers that 16 divides are marked so, unless the kernel forbids it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def _specialize(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[st
     assert set(values) == set(kernel.arg_names), f"{launch.name} is launched without some of its arguments"
     for parameter in kernel.params:
         name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        is_one = type(value) is int and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or is_one:
             launch.signature[name], launch.constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
             launch.signature[name] = f"*{_TYPES[value.dtype]}"
@@ -125,7 +126,7 @@ def _specialize(kernel: JITFunction[Any], args: tuple[Any, ...], kwargs: dict[st
             launch.signature[name] = "fp32"
         else:
             launch.signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 launch.marked.append(name)
     return launch
 

@@ -11,8 +11,8 @@ from pagoda.kernels.triton.rope import rope_and_store
 from pagoda.kernels.triton.store_kv import store_kv
 from pagoda.kernels.triton.tuning import tuning_for
 
-DETERMINISTIC_SPLIT = 512
-"""Keys of a split where its length may not depend on the batch."""
+DETERMINISTIC_SPLIT = 256
+"""Keys of a split where its length may not depend on the batch; more in a long sequence."""
 
 
 class TritonPlan:
@@ -105,8 +105,7 @@ class TritonBackend:
         """deterministic: a decoding row's bits do not depend on the rest of the batch, at the cost of some speed in
         small batches
 
-        split_len: fixes the splits' length, a multiple of 128, where DETERMINISTIC_SPLIT does not suit (contexts of
-        100,000 tokens want longer splits)
+        split_len: fixes the splits' length, a multiple of 128, where DETERMINISTIC_SPLIT does not suit
         """
         if split_len is None and deterministic:
             split_len = DETERMINISTIC_SPLIT

@@ -4,7 +4,8 @@ A sequence's keys are split, so that few long sequences occupy the whole GPU too
 head, split) computes softmax over its keys; a second kernel merges the splits. The query heads of a key/value head are
 rows of one matrix (https://arxiv.org/abs/2305.13245), so that keys are read once for all of them.
 
-Splits lie at multiples of `split_len` in the sequence, so a row's bits depend on the row and on split_len alone.
+Splits lie at multiples of a length that follows from the sequence's own length, so where `split_len` is fixed, a row's
+bits depend on the row alone.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -29,6 +30,9 @@ _MIN_SPLIT = 128
 _PROGRAMS_PER_PROCESSOR = 6
 # Splits that the merging kernel takes at a time.
 _MERGED = 16
+# Most splits of a sequence whose length may not follow from the batch. In a graph the grid has so many for each row,
+# however short it is: a program with nothing to do costs a few nanoseconds, a partial sum half a kilobyte.
+_MOST_FIXED_SPLITS = 32
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,27 @@ class Splits:
     split_len: int
     """Keys of a split; a multiple of every tile's number of keys."""
 
+    most_splits: int
+    """A sequence that would have more has splits of a multiple of that length."""
+
     num_splits: int
-    """Splits of the longest sequence."""
+    """Splits of the longest sequence, or a bound of them."""
 
 
 def choose_splits(
     max_seq_len: int, total_keys: int, num_kv_heads: int, device: torch.device, split_len: int | None
 ) -> Splits:
-    """Splits that occupy the device; `split_len` fixes their length instead.
+    """Splits that occupy the device; with `split_len`, they are the same whatever the batch.
 
     max_seq_len, total_keys: longest sequence and sum of all, or bounds of them
     """
-    if split_len is None:
-        programs = num_processors(device) * _PROGRAMS_PER_PROCESSOR
-        even = triton.cdiv(total_keys * num_kv_heads, programs)
-        split_len = _MIN_SPLIT * max(1, triton.cdiv(even, _MIN_SPLIT))
-    return Splits(split_len, triton.cdiv(max_seq_len, split_len))
+    if split_len is not None:
+        return Splits(split_len, _MOST_FIXED_SPLITS, min(_MOST_FIXED_SPLITS, triton.cdiv(max_seq_len, split_len)))
+    programs = num_processors(device) * _PROGRAMS_PER_PROCESSOR
+    even = triton.cdiv(total_keys * num_kv_heads, programs)
+    split_len = _MIN_SPLIT * max(1, triton.cdiv(even, _MIN_SPLIT))
+    num_splits = triton.cdiv(max_seq_len, split_len)
+    return Splits(split_len, num_splits, num_splits)
 
 
 def decode_attention(
@@ -97,6 +106,7 @@ def decode_attention(
         k_cache.stride(1),
         k_cache.stride(2),
         splits.split_len,
+        splits.most_splits,
         splits.num_splits,
         scale if params.soft_cap else scale * LOG2_E,
         params.v_scale,
@@ -114,6 +124,7 @@ def decode_attention(
             batch.seq_lens,
             out.stride(0),
             splits.split_len,
+            splits.most_splits,
             splits.num_splits,
             params.sliding_window or 0,
             WINDOW=params.sliding_window is not None,
@@ -145,7 +156,8 @@ def split_constants(
     }
 
 
-@triton.jit
+# What changes from step to step: to compile a kernel for 1 and for multiples of 16 would stop a server for seconds.
+@triton.jit(do_not_specialize=["split_len", "most_splits", "num_splits", "table_stride"])
 def _attend_split(
     q,
     k_cache,
@@ -162,6 +174,7 @@ def _attend_split(
     slot_stride,
     head_stride,
     split_len,
+    most_splits,
     num_splits,
     scale,
     v_scale,
@@ -187,6 +200,7 @@ def _attend_split(
     if tl.load(cu_seqlens_q + sequence + 1) - token != 1:
         return
     seq_len = tl.load(seq_lens + sequence)
+    split_len = _row_split_len(seq_len, split_len, most_splits)
     start, end = split * split_len, tl.minimum((split + 1) * split_len, seq_len)
     if WINDOW:
         start = tl.maximum(start, seq_len - window)
@@ -243,7 +257,7 @@ def _attend_split(
         tl.store(log_sums + row, top + tl.log2(total), mask=rows < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["split_len", "most_splits", "num_splits"])
 def _merge_splits(
     partial,
     log_sums,
@@ -252,6 +266,7 @@ def _merge_splits(
     seq_lens,
     out_stride,
     split_len,
+    most_splits,
     num_splits,
     window,
     WINDOW: tl.constexpr,
@@ -265,6 +280,7 @@ def _merge_splits(
     if tl.load(cu_seqlens_q + sequence + 1) - token != 1:
         return
     seq_len = tl.load(seq_lens + sequence)
+    split_len = _row_split_len(seq_len, split_len, most_splits)
     first = 0
     if WINDOW:
         first = tl.maximum(seq_len - window, 0) // split_len
@@ -288,3 +304,9 @@ def _merge_splits(
         top = new_top
     merged = (merged / total).to(out.dtype.element_ty)
     tl.store(out + token.to(tl.int64) * out_stride + head * HEAD_DIM + dims, merged, mask=dims < HEAD_DIM)
+
+
+@triton.jit
+def _row_split_len(seq_len, split_len, most_splits):
+    """A multiple of split_len, so long that a sequence has at most `most_splits` splits."""
+    return split_len * tl.cdiv(seq_len, split_len * most_splits)

@@ -38,7 +38,9 @@ def lay_out_tiles(batch: AttentionBatch, num_tokens: int, tile_tokens: int) -> T
     device = batch.seq_lens.device
     if batch.host is not None:
         tiles = _tiles_on_host(batch.host, tile_tokens)
-        return torch.from_numpy(tiles).to(device, non_blocking=True)
+        on_host = torch.from_numpy(tiles)
+        # From pinned memory nobody waits for the copy.
+        return (on_host.pin_memory() if device.type == "cuda" else on_host).to(device, non_blocking=True)
     num_new = batch.cu_seqlens_q.diff()
     ends = torch.where(num_new > 1, (num_new + tile_tokens - 1) // tile_tokens, 0).cumsum(0)
     # A bound that needs nothing from the device: every sequence has at most one tile that is not full.
@@ -84,8 +86,7 @@ def prefill_attention(
         cache_view(k_cache),
         cache_view(v_cache),
         out,
-        tiles[0],
-        tiles[1],
+        tiles,
         batch.cu_seqlens_q,
         batch.seq_lens,
         batch.block_tables,
@@ -128,14 +129,14 @@ def prefill_constants(
     }
 
 
-@triton.jit
+# Compiled once, not for each kind of width of the block tables (see `_attend_split`).
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend_tile(
     q,
     k_cache,
     v_cache,
     out_pointer,
-    tile_sequences,
-    tile_firsts,
+    tiles,
     cu_seqlens_q,
     seq_lens,
     block_tables,
@@ -162,10 +163,10 @@ def _attend_tile(
 ):
     """One tile of tokens and one key/value head."""
     kv_head, tile = tl.program_id(0), tl.program_id(1)
-    sequence = tl.load(tile_sequences + tile)
+    sequence = tl.load(tiles + tile)
     if sequence < 0:
         return
-    first = tl.load(tile_firsts + tile)
+    first = tl.load(tiles + tl.num_programs(1) + tile)
     first_token = tl.load(cu_seqlens_q + sequence)
     num_new = tl.load(cu_seqlens_q + sequence + 1) - first_token
     seq_len = tl.load(seq_lens + sequence)

@@ -17,12 +17,12 @@ probability divided by that of the most likely token of its row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from pagoda.kernels.sampling import SamplingTensors
 
 _EDGES = 16
 _CHUNK = 4096
@@ -35,29 +35,6 @@ _UNIT: tl.constexpr = tl.constexpr(2.0**43)
 MAX_VOCAB_SIZE = 1 << 19
 
 
-@dataclass(frozen=True)
-class SamplingTensors:
-    """Sampling parameters of m rows on the device, each [m]; their meaning: `step.proto`, RowSampling."""
-
-    temperature: Tensor
-    """float32; 0: the most likely token."""
-
-    top_p: Tensor
-    """float32; 1: off."""
-
-    top_k: Tensor
-    """int32; 0: off."""
-
-    min_p: Tensor
-    """float32; 0: off."""
-
-    seed: Tensor
-    """int64; the bits of an unsigned number."""
-
-    position: Tensor
-    """int64; index of the token to sample in its sequence."""
-
-
 def sample(logits: Tensor, rows: SamplingTensors, *, chunk: int = _CHUNK, few: int = _FEW) -> Tensor:
     """Draws a token per row.
 
@@ -65,7 +42,7 @@ def sample(logits: Tensor, rows: SamplingTensors, *, chunk: int = _CHUNK, few: i
     allows at least one
     chunk, few: sizes of the work, powers of two; results do not depend on them
 
-    Returns token ids [m] int64.
+    Returns token ids [m] int64; any token of the vocabulary for a row with NaN, which stays its own trouble.
     """
     num_rows, vocab_size = logits.shape
     assert vocab_size <= MAX_VOCAB_SIZE
@@ -254,8 +231,8 @@ def _draw(
     every = tl.arange(0, CHUNKS)
     if heat <= 0:
         chunk_tops = tl.load(maxima + row * chunks + every, mask=every < chunks, other=float("-inf"))
-        first = tl.min(tl.where((chunk_tops == top) & (every < chunks), every, CHUNKS), 0)
-        tl.store(tokens + row, tl.load(argmaxima + row * chunks + first).to(tl.int64))
+        first = tl.min(tl.where((chunk_tops == top) & (every < chunks), every, chunks - 1), 0)
+        _store_token(tokens + row, tl.load(argmaxima + row * chunks + first), vocab_size)
         return
     share, rank, least = tl.load(top_p + row), tl.load(top_k + row), tl.load(min_p + row)
     draw = _random_bits(tl.load(seed + row), tl.load(position + row))
@@ -270,7 +247,7 @@ def _draw(
         ids = chunk * CHUNK + tl.arange(0, CHUNK)
         amounts = _amounts(_weights(logits, ids, vocab_size, top, heat))
         index = _passing(amounts, target - before)
-        tl.store(tokens + row, (chunk * CHUNK + index).to(tl.int64))
+        _store_token(tokens + row, chunk * CHUNK + index, vocab_size)
         return
 
     lowest = tl.load(lowest_edges + row)
@@ -297,8 +274,10 @@ def _draw(
             bound = _highest_bound(bits, amounts, bound, _share_of(share, total))
         amounts = tl.where(bits >= bound, amounts, 0)
         index = _passing(amounts, _scaled(draw, tl.sum(amounts, 0)))
-        tl.store(tokens + row, tl.load(candidates + index).to(tl.int64))
+        found = tl.load(candidates + index, mask=index < num_candidates, other=0)
+        _store_token(tokens + row, found, vocab_size)
     else:
+        _store_token(tokens + row, 0, vocab_size)
         if _is_limited(rank, vocab_size):
             kth = _highest_bound_of_many(
                 logits, candidates, num_candidates, vocab_size, top, heat, floor, rank.to(tl.int64), True, CHUNK
@@ -318,10 +297,17 @@ def _draw(
             amounts = tl.where(bits >= bound, amounts, 0)
             size = tl.sum(amounts, 0)
             if (target >= 0) & (target < size):
-                index = _passing(amounts, target)
-                tl.store(tokens + row, tl.load(candidates + first + index).to(tl.int64))
+                index = first + _passing(amounts, target)
+                found = tl.load(candidates + index, mask=index < num_candidates, other=0)
+                _store_token(tokens + row, found, vocab_size)
             # Below 0 once the token was found.
             target -= size
+
+
+@triton.jit
+def _store_token(place, token, vocab_size):
+    """A token beyond the vocabulary, of a row with NaN, would be read out of bounds by the next step's embedding."""
+    tl.store(place, tl.minimum(token, vocab_size - 1).to(tl.int64))
 
 
 @triton.jit

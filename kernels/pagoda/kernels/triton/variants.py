@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from pagoda.kernels.attention import AttentionBatch, AttentionParams
+from pagoda.kernels.sampling import SamplingTensors
 from pagoda.kernels.triton.activation import gelu_tanh_and_mul, silu_and_mul
 from pagoda.kernels.triton.ahead import TARGETS, Launch, compile_for, recorded_launches
 from pagoda.kernels.triton.backend import DETERMINISTIC_SPLIT, TritonBackend
 from pagoda.kernels.triton.norm import add_rms_norm, rms_norm
 from pagoda.kernels.triton.penalties import PenaltyTensors, apply_penalties
 from pagoda.kernels.triton.rope import norm_and_rotate
-from pagoda.kernels.triton.sampling import SamplingTensors, sample
+from pagoda.kernels.triton.sampling import sample
 from pagoda.kernels.triton.tuning import TUNINGS, tuned_for
 
 HEAD_DIMS = (64, 128, 256)

@@ -33,18 +33,27 @@ class CoreTime:
 
 
 class Lane:
-    """An executor and when it will have done what it was sent."""
+    """An executor, when it will have done what it was sent, and its links to others."""
 
-    def __init__(self, lane_id: str, spec: LaneSpec, cost: CostModel) -> None:
+    def __init__(self, lane_id: str, spec: LaneSpec, cost: CostModel, joined_at: float = 0.0) -> None:
         self.id = lane_id
+        self.role = spec.role
         self.executor = CountingExecutor(spec, cost)
+        self.joined_at = joined_at
         self.busy_until = 0.0
+        self.busy_s = 0.0
+        """Spent with steps."""
+        # When blocks that are on their way now will have left it, and will have reached it.
+        self.sends_until = 0.0
+        self.receives_until = 0.0
 
-    def run(self, plan: StepPlan, received_at: float) -> StepResult:
-        """Steps are executed in order: this one begins when those before it are done."""
+    def run(self, plan: StepPlan, received_at: float) -> tuple[StepResult, float]:
+        """(the result, when the step begins): steps are executed in order, each when those before it are done."""
         result, seconds = self.executor.run(plan)
-        self.busy_until = max(self.busy_until, received_at) + seconds
-        return result
+        began_at = max(self.busy_until, received_at)
+        self.busy_until = began_at + seconds
+        self.busy_s += seconds
+        return result, began_at
 
 
 class Cell:
@@ -112,6 +121,16 @@ class Cell:
         with self._timed(self._core_time.commit):
             self.scheduler.commit(lane.id, result, self.now)
         self._take_outputs()
+
+    def note_arrived(self, lane: Lane, number: int, count: int) -> None:
+        """An executor tells how many blocks of a grant have come."""
+        if self.lanes.get(lane.id) is lane:
+            self.scheduler.note_arrived(lane.id, number, count)
+
+    def note_failed(self, lane: Lane, number: int) -> None:
+        """An executor tells that nobody takes what it pushes."""
+        if self.lanes.get(lane.id) is lane:
+            self.scheduler.note_failed(lane.id, number, "unreachable", self.now)
 
     def step(self) -> list[tuple[Lane, StepPlan]]:
         with self._timed(self._core_time.step):

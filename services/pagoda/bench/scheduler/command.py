@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,14 @@ def run(options: SimulationOptions, trace: list[TraceRequest]) -> tuple[Simulati
 
 def _headline(options: SimulationOptions, trace: list[TraceRequest]) -> str:
     source = f"requests of {options.trace}" if options.trace else f"generated requests, seed {options.seed}"
-    return (
-        f"{options.cells} x {options.executors_per_cell} x {options.preset}, {len(trace):,} {source}; {circumstances()}"
-    )
+    return f"{options.cells} x {_executors(options)} x {options.preset}, {len(trace):,} {source}; {circumstances()}"
+
+
+def _executors(options: SimulationOptions) -> str:
+    roles = Counter(role.name.lower() for role in options.roles)
+    if roles.keys() == {"mixed"}:
+        return str(roles["mixed"])
+    return "(" + " + ".join(f"{count} {role}" for role, count in roles.items()) + ")"
 
 
 def _plain(options: SimulationOptions) -> dict[str, Any]:

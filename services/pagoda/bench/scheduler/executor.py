@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pagoda.bench.scheduler.cost import CostModel, StepWork
 from pagoda.bench.scheduler.trace import tokens_at
-from pagoda.scheduler.core.plan import BlockCopies, RowStart, StepPlan, StepResult
+from pagoda.scheduler.core.plan import BlockCopies, Grant, Push, RowStart, StepPlan, StepResult
 from pagoda.scheduler.core.spec import LaneSpec
 
 
@@ -31,12 +31,19 @@ class CountingExecutor:
         self._num_computed: NDArray[np.int64] = np.zeros(size, np.int64)
         self._num_blocks: NDArray[np.int64] = np.zeros(size, np.int64)
         self._streams: NDArray[np.uint64] = np.zeros(size, np.uint64)
+        # By number: blocks that others may write to, and how many of them have come.
+        self._granted: dict[int, list[int]] = {}
+        self._num_arrived: dict[int, int] = {}
+        self._is_granted: NDArray[np.bool_] = np.zeros(spec.num_blocks, np.bool_)
 
     def run(self, plan: StepPlan) -> tuple[StepResult, float]:
         """The result of a step, and its seconds."""
         assert plan.step == self._last_step + 1, f"step {plan.step} after {self._last_step}"
         self._last_step = plan.step
+        self._withdraw(plan.withdrawn)
+        self._grant(plan.grants)
         self._end(plan.ended_rows)
+        num_pushed = self._count_pushed(plan.pushes)
         num_moved, num_copied = self._count_copies(plan)
         for start in plan.started_rows:
             self._start(start)
@@ -54,9 +61,11 @@ class CountingExecutor:
             num_context_tokens=int(after.sum()),
             num_attention_pairs=int((num_new * before + num_new * (num_new + 1) // 2).sum()),
             num_moved_tokens=num_moved * self._spec.block_size,
-            num_copied_tokens=num_copied * self._spec.block_size,
+            # What is pushed is read, and written to where it waits to leave.
+            num_copied_tokens=(num_copied + num_pushed) * self._spec.block_size,
         )
-        assert work.num_tokens > 0, "a plan runs at least one row"
+        has_orders = plan.withdrawn or plan.grants or plan.pushes
+        assert work.num_tokens > 0 or has_orders, "a plan runs at least one row, or has orders"
         assert work.num_tokens <= self._spec.max_num_batched_tokens, f"{work.num_tokens} tokens in one step"
 
         sampling = rows[after == self._num_tokens[rows]]
@@ -64,6 +73,36 @@ class CountingExecutor:
         self._num_tokens[sampling] += 1
         seconds = self._cost.step_s(work)
         return StepResult(plan.step, sampling.astype(np.uint32), token_ids, forward_ns=round(seconds * 1e9)), seconds
+
+    def receive(self, push: Push) -> int | None:
+        """Blocks have come. How many of the grant's have so far; None: it is over, and they are dropped."""
+        if push.number not in self._granted:
+            return None
+        num_arrived = self._num_arrived[push.number]
+        assert push.first_position == num_arrived, "blocks come twice, or in another order"
+        assert num_arrived + len(push.block_ids) <= len(self._granted[push.number]), "more blocks than were granted"
+        self._num_arrived[push.number] += len(push.block_ids)
+        return self._num_arrived[push.number]
+
+    def _withdraw(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            assert number in self._granted, f"there is no grant {number}"
+            self._is_granted[self._granted.pop(number)] = False
+            del self._num_arrived[number]
+
+    def _grant(self, grants: Sequence[Grant]) -> None:
+        for grant in grants:
+            assert grant.number not in self._granted, f"there is a grant {grant.number}"
+            block_ids = list(grant.block_ids)
+            assert not self._is_granted[block_ids].any(), "a block is granted twice"
+            self._is_granted[block_ids] = True
+            self._granted[grant.number] = block_ids
+            self._num_arrived[grant.number] = 0
+
+    def _count_pushed(self, pushes: Sequence[Push]) -> int:
+        for push in pushes:
+            assert 0 <= min(push.block_ids) <= max(push.block_ids) < self._spec.num_blocks, "a push from nowhere"
+        return sum(len(push.block_ids) for push in pushes)
 
     def _end(self, ended_rows: Sequence[int]) -> None:
         if ended_rows:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pagoda.bench.scheduler.cost import PRESETS, DeviceOptions
+from pagoda.bench.scheduler.cost import GB, PRESETS, DeviceOptions
 from pagoda.bench.scheduler.plot import check_plot
 from pagoda.bench.scheduler.report import Objectives
-from pagoda.bench.scheduler.simulation import Cluster
+from pagoda.bench.scheduler.simulation import Cluster, Moment
 from pagoda.bench.scheduler.workload import WorkloadOptions
 from pagoda.errors import PagodaError
 from pagoda.options import option, same_option
@@ -17,6 +17,7 @@ from pagoda.scheduler.core.queue import make_policy
 from pagoda.scheduler.core.scheduler import CoreOptions
 from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
 
+_MOMENT = "SECONDS[:COUNT[:ROLE]]"
 # As large as that of any model a trace may come from.
 VOCAB_SIZE = 1 << 18
 
@@ -24,18 +25,26 @@ VOCAB_SIZE = 1 << 18
 @dataclass(frozen=True)
 class ClusterOptions:
     cells: int = option(1, "Cells: one scheduler and its executors each.")
-    executors_per_cell: int = option(1, "Executors of each cell at the start.")
+    executors_per_cell: int | None = option(
+        None,
+        "Executors of each cell that do everything, at the start. Default: 1, or none beside those that prefill and "
+        "decode.",
+    )
+    prefill_executors: int = option(0, "Executors of each cell that compute prompts and hand them on.")
+    decode_executors: int = option(0, "Executors of each cell that go on with requests handed on to them.")
     routing: str = option(
         "round-robin",
         "How requests are spread over cells: prefix sends what begins alike to the same one.",
         choices=("round-robin", "least-loaded", "prefix"),
     )
     executor_losses: tuple[str, ...] = option(
-        (), "When executors die: SECONDS or SECONDS:COUNT.", metavar="SECONDS[:COUNT]"
+        (), "When executors die, and which: SECONDS, SECONDS:COUNT or SECONDS:COUNT:ROLE.", metavar=_MOMENT
     )
     executor_joins: tuple[str, ...] = option(
-        (), "When executors join the cells that have the fewest: SECONDS or SECONDS:COUNT.", metavar="SECONDS[:COUNT]"
+        (), "When executors join the cells that have the fewest, likewise; mixed ones if not said.", metavar=_MOMENT
     )
+    transfer_gb_per_s: float = option(10.0, "GB per second of KV blocks that leave an executor, and that reach one.")
+    transfer_latency_us: float = option(200.0, "Microseconds besides that blocks are on their way.")
     transport_us: float = option(50.0, "Microseconds a plan or a result is on its way.")
     measure_overhead: bool = option(
         False, "Let the real time of the scheduler's core pass in the simulation, which is then not repeatable."
@@ -52,6 +61,8 @@ class CellOptions:
     enable_prefix_caching: bool = same_option(SchedulerOptions, "enable_prefix_caching")
     max_plans_in_flight: int = same_option(SchedulerOptions, "max_plans_in_flight")
     inter_token_target_ms: float = same_option(SchedulerOptions, "inter_token_target_ms")
+    max_local_prefill_tokens: int = same_option(SchedulerOptions, "max_local_prefill_tokens")
+    transfer_timeout_s: float = same_option(SchedulerOptions, "transfer_timeout_s")
     block_size: int = option(16, "Tokens per KV block.")
     num_blocks: int | None = option(None, "KV blocks of an executor; the preset's if not given.")
     num_host_blocks: int = option(0, "Blocks of host memory of an executor.")
@@ -78,14 +89,27 @@ class SimulationOptions(ReportOptions, CellOptions, DeviceOptions, ClusterOption
     def __post_init__(self) -> None:
         self.check_workload()
         self.check_device()
-        for name in ("cells", "executors_per_cell", "block_size"):
+        for name in ("cells", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("transport_us", "max_plans_in_flight", "inter_token_target_ms", "tie_window_s"):
-            if not getattr(self, name) >= 0:
+        for name in (
+            "executors_per_cell",
+            "prefill_executors",
+            "decode_executors",
+            "transport_us",
+            "transfer_latency_us",
+            "max_plans_in_flight",
+            "max_local_prefill_tokens",
+            "inter_token_target_ms",
+            "tie_window_s",
+        ):
+            if not (getattr(self, name) or 0) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not self.sample_interval_s > 0:
-            raise ValueError(f"sample_interval_s is {self.sample_interval_s}; it must be more than 0")
+        for name in ("sample_interval_s", "transfer_gb_per_s", "transfer_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        if not self.roles:
+            raise ValueError("executors_per_cell is 0; it must be at least 1 where no others are asked for")
         make_policy(
             self.scheduling_policy,
             max_num_waiting=self.max_num_waiting,
@@ -107,6 +131,13 @@ class SimulationOptions(ReportOptions, CellOptions, DeviceOptions, ClusterOption
             check_plot(self.plot)
 
     @property
+    def roles(self) -> tuple[ExecutorRole, ...]:
+        """Of the executors of each cell at the start."""
+        split = (ExecutorRole.PREFILL,) * self.prefill_executors + (ExecutorRole.DECODE,) * self.decode_executors
+        num_mixed = (not split) if self.executors_per_cell is None else self.executors_per_cell
+        return (ExecutorRole.MIXED,) * num_mixed + split
+
+    @property
     def lane(self) -> LaneSpec:
         preset, cost = PRESETS[self.preset], self.cost_model
         num_blocks = int(preset.kv_cache_bytes // (cost.kv_bytes_per_token * self.block_size))
@@ -119,6 +150,7 @@ class SimulationOptions(ReportOptions, CellOptions, DeviceOptions, ClusterOption
             num_blocks=num_blocks if self.num_blocks is None else self.num_blocks,
             max_num_seqs=self._or_preset("max_num_seqs"),
             max_num_batched_tokens=self._or_preset("max_num_batched_tokens"),
+            receives=True,
             num_host_blocks=self.num_host_blocks,
             swap_only=self.swap_only,
         )
@@ -127,7 +159,7 @@ class SimulationOptions(ReportOptions, CellOptions, DeviceOptions, ClusterOption
     def cluster(self) -> Cluster:
         return Cluster(
             num_cells=self.cells,
-            num_executors_per_cell=self.executors_per_cell,
+            roles=self.roles,
             lane=self.lane,
             cost=self.cost_model,
             core=CoreOptions(
@@ -138,9 +170,13 @@ class SimulationOptions(ReportOptions, CellOptions, DeviceOptions, ClusterOption
                 enable_prefix_caching=self.enable_prefix_caching,
                 max_plans_in_flight=self.max_plans_in_flight,
                 inter_token_target_s=self.inter_token_target_ms / 1e3,
+                max_local_prefill_tokens=self.max_local_prefill_tokens,
+                transfer_timeout_s=self.transfer_timeout_s,
             ),
             routing=self.routing,
             transport_s=self.transport_us / 1e6,
+            transfer_bandwidth=self.transfer_gb_per_s * GB,
+            transfer_latency_s=self.transfer_latency_us / 1e6,
             losses=_parse_moments("executor_losses", self.executor_losses),
             joins=_parse_moments("executor_joins", self.executor_joins),
             measure_overhead=self.measure_overhead,
@@ -167,15 +203,19 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1e3
 
 
-def _parse_moments(name: str, texts: tuple[str, ...]) -> tuple[tuple[float, int], ...]:
-    """Raises ValueError for what is not SECONDS or SECONDS:COUNT."""
+def _parse_moments(name: str, texts: tuple[str, ...]) -> tuple[Moment, ...]:
+    """Raises ValueError for what is not SECONDS, SECONDS:COUNT or SECONDS:COUNT:ROLE."""
     moments = []
     for text in texts:
-        seconds, _, count = text.partition(":")
+        seconds, _, rest = text.partition(":")
+        count, _, role = rest.partition(":")
         try:
-            moments.append((float(seconds), int(count or 1)))
-        except ValueError:
-            raise ValueError(f"{name}: {text!r} is not SECONDS or SECONDS:COUNT") from None
-        if not (moments[-1][0] >= 0 and moments[-1][1] >= 1):
-            raise ValueError(f"{name}: {text!r} must be a time of at least 0 and a count of at least 1")
+            moments.append(Moment(float(seconds), int(count or 1), ExecutorRole[role.upper()] if role else None))
+        except (KeyError, ValueError):
+            raise ValueError(f"{name}: {text!r} is not SECONDS, SECONDS:COUNT or SECONDS:COUNT:ROLE") from None
+        if (
+            not (moments[-1].time_s >= 0 and moments[-1].num_executors >= 1)
+            or moments[-1].role is ExecutorRole.UNSPECIFIED
+        ):
+            raise ValueError(f"{name}: {text!r} must be a time of at least 0, a count of at least 1, and a role")
     return tuple(moments)

@@ -6,6 +6,7 @@ one. Time between tokens comes from a histogram with buckets of 1 %; the other p
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ def make_report(simulation: Simulation, objectives: Objectives, weights: Mapping
         "throughput": _throughput(recorder, objectives),
         "latency": _latency(recorder),
         "cells": _cells(simulation),
+        "moves": _moves(simulation),
         "errors": dict(sorted(recorder.errors.items())),
         "fairness": _fairness(recorder, weights),
         "real": _real(simulation, real_s),
@@ -156,6 +158,32 @@ def _cells(simulation: Simulation) -> Report:
         "executors_lost": simulation.num_lost,
         "steps": sum(cell.num_plans for cell in simulation.cells),
     }
+
+
+def _moves(simulation: Simulation) -> Report:
+    """Of requests from one executor to another."""
+    counters = [cell.scheduler.counters for cell in simulation.cells]
+    num_done = sum(each.moves_done for each in counters)
+    wait_s = sum(each.move_wait_s for each in counters)
+    return {
+        "remote_prefills": sum(each.remote_prefills for each in counters),
+        "local_prefills": sum(each.local_prefills for each in counters),
+        "moves_done": num_done,
+        "moves_failed": sum(each.moves_failed for each in counters),
+        "moved_bytes": round(sum(each.moved_blocks for each in counters) * simulation.block_bytes),
+        "wait_mean_ms": wait_s / num_done * MS if num_done else None,
+        **{f"busy_{name}": share for name, share in _busy(simulation).items()},
+    }
+
+
+def _busy(simulation: Simulation) -> dict[str, float]:
+    """Which share of their time the executors that are left compute, by role."""
+    busy_s, there_s = defaultdict[str, float](float), defaultdict[str, float](float)
+    for lane in (lane for cell in simulation.cells for lane in cell.lanes.values()):
+        name = lane.role.name.lower()
+        busy_s[name] += lane.busy_s
+        there_s[name] += simulation.now - lane.joined_at
+    return {name: busy_s[name] / there_s[name] for name in there_s if there_s[name]}
 
 
 def _fairness(recorder: Recorder, weights: Mapping[str, float]) -> Report:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +21,9 @@ from pagoda.bench.scheduler.cost import CostModel
 from pagoda.bench.scheduler.recorder import Recorder
 from pagoda.bench.scheduler.router import make_router
 from pagoda.bench.scheduler.trace import TraceRequest
+from pagoda.scheduler.core.plan import Push
 from pagoda.scheduler.core.scheduler import CoreOptions
-from pagoda.scheduler.core.spec import LaneSpec
+from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec
 
 # A cell with requests takes a turn at least this often: deadlines pass without an event.
 TICK_S = 1.0
@@ -34,22 +36,36 @@ class StalledError(RuntimeError):
     """The core has requests and executors and does nothing."""
 
 
+class Moment(NamedTuple):
+    """When executors come or go."""
+
+    time_s: float
+    num_executors: int = 1
+    role: ExecutorRole | None = None
+    """None: any, of those that go; mixed, of those that come."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What is simulated."""
 
     num_cells: int
-    num_executors_per_cell: int
+    roles: tuple[ExecutorRole, ...]
+    """Of the executors of each cell at the start."""
     lane: LaneSpec
+    """Every executor, but for its role."""
     cost: CostModel
     core: CoreOptions
     routing: str = "round-robin"
     transport_s: float = 0.0
     """One way between scheduler and executor."""
-    losses: tuple[tuple[float, int], ...] = ()
-    """(time, number of executors that die)"""
-    joins: tuple[tuple[float, int], ...] = ()
-    """(time, number of executors that join the cells with the fewest)"""
+    transfer_bandwidth: float = 10e9
+    """Bytes per second that leave an executor for others, and that reach one."""
+    transfer_latency_s: float = 0.0
+    """Of each push, besides."""
+    losses: tuple[Moment, ...] = ()
+    joins: tuple[Moment, ...] = ()
+    """To the cells with the fewest executors."""
     measure_overhead: bool = False
     seed: int = 0
     """Of which executors die."""
@@ -75,6 +91,7 @@ class Simulation:
             )
             for number in range(cluster.num_cells)
         ]
+        self.block_bytes = cluster.lane.block_size * cluster.cost.kv_bytes_per_token
         self._cluster = cluster
         self._trace = trace
         self._router = make_router(cluster.routing)
@@ -93,16 +110,16 @@ class Simulation:
                 self._followers[request.follows].append(number)
         self._heads = iter(sorted(heads, key=lambda number: trace[number].arrival_s))
         for cell in self.cells:
-            for _ in range(cluster.num_executors_per_cell):
-                self._join(cell)
+            for role in cluster.roles:
+                self._join(cell, role)
 
     def run(self, on_end: Callable[[], object] = lambda: None) -> None:
         """Until every request has ended. on_end: called for each."""
         self._on_end = on_end
-        for time_s, count in self._cluster.losses:
-            self._at(time_s, partial(self._lose_some, count))
-        for time_s, count in self._cluster.joins:
-            self._at(time_s, partial(self._join_some, count))
+        for loss in self._cluster.losses:
+            self._at(loss.time_s, partial(self._lose_some, loss))
+        for join in self._cluster.joins:
+            self._at(join.time_s, partial(self._join_some, join))
         self._expect_next_head()
         while self._events:
             time_s, _, _, action = heappop(self._events)
@@ -137,24 +154,55 @@ class Simulation:
 
     # Executors
 
-    def _join(self, cell: Cell) -> None:
-        lane = Lane(str(next(self._lane_numbers)), self._cluster.lane, self._cluster.cost)
-        cell.join(lane, self._cluster.lane)
+    def _join(self, cell: Cell, role: ExecutorRole) -> None:
+        spec = replace(self._cluster.lane, role=role)
+        lane = Lane(str(next(self._lane_numbers)), spec, self._cluster.cost, self.now)
+        cell.join(lane, spec)
 
-    def _join_some(self, count: int) -> None:
-        for _ in range(count):
+    def _join_some(self, moment: Moment) -> None:
+        for _ in range(moment.num_executors):
             cell = min(self.cells, key=lambda cell: len(cell.lanes))
-            self._join(cell)
+            self._join(cell, moment.role or ExecutorRole.MIXED)
             self._post(cell)
 
-    def _lose_some(self, count: int) -> None:
-        lanes = [(cell, lane) for cell in self.cells for lane in cell.lanes.values()]
-        for index in self._rng.permutation(len(lanes))[:count]:
+    def _lose_some(self, moment: Moment) -> None:
+        lanes = [
+            (cell, lane) for cell in self.cells for lane in cell.lanes.values() if moment.role in (None, lane.role)
+        ]
+        for index in self._rng.permutation(len(lanes))[: moment.num_executors]:
             cell, lane = lanes[index]
             cell.now = max(cell.now, self.now)
             cell.lose(lane)
             self.num_lost += 1
             self._post(cell)
+
+    # Transfers
+
+    def _send(self, cell: Cell, source: Lane, push: Push) -> None:
+        """Blocks leave, when those are through that go the same way."""
+        target = cell.lanes.get(push.target)
+        if cell.lanes.get(source.id) is not source:
+            return
+        if target is None:
+            self._report(cell, partial(cell.note_failed, source, push.number))
+            return
+        num_bytes = len(push.block_ids) * self.block_bytes
+        took_s = num_bytes / self._cluster.transfer_bandwidth
+        target.receives_until = source.sends_until = max(self.now, source.sends_until, target.receives_until) + took_s
+        arrival_s = source.sends_until + self._cluster.transfer_latency_s
+        self._at(arrival_s, partial(self._deliver, cell, source, target, push))
+
+    def _deliver(self, cell: Cell, source: Lane, target: Lane, push: Push) -> None:
+        """Blocks arrive, if the two are still there."""
+        if cell.lanes.get(source.id) is not source:
+            return
+        if cell.lanes.get(target.id) is not target:
+            self._report(cell, partial(cell.note_failed, source, push.number))
+        elif (count := target.executor.receive(push)) is not None:
+            self._report(cell, partial(cell.note_arrived, target, push.number, count))
+
+    def _report(self, cell: Cell, message: Callable[[], None]) -> None:
+        self._at(self.now + self._cluster.transport_s, partial(self._post, cell, message))
 
     # Turns
 
@@ -175,7 +223,9 @@ class Simulation:
             message()
         while plans := cell.step():
             for lane, plan in plans:
-                result = lane.run(plan, cell.now + self._cluster.transport_s)
+                result, began_at = lane.run(plan, cell.now + self._cluster.transport_s)
+                for push in plan.pushes:
+                    self._at(began_at, partial(self._send, cell, lane, push))
                 arrival_s = lane.busy_until + self._cluster.transport_s
                 self._at(arrival_s, partial(self._post, cell, partial(cell.commit, lane, result)))
         cell.settle()

@@ -30,6 +30,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _values("Per second", _titled(report["throughput"]))
     yield from _percentiles("Latency, ms", report["latency"])
     yield from _values("Cells", _titled(report["cells"]))
+    if report["moves"]["moves_done"] or report["moves"]["moves_failed"]:
+        yield from _values("Moves between executors", _titled(report["moves"]))
     if report["errors"]:
         yield from _values("Refused or failed", report["errors"])
     fairness = dict(report["fairness"])

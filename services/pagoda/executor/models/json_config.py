@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+# No size of a model comes near; their products are still numbers of bytes.
+_MAX_INTEGER = 2**31 - 1
 
 
 class JsonConfig:
@@ -23,7 +27,7 @@ class JsonConfig:
             values = json.loads(path.read_text())
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a JSON object")
@@ -46,21 +50,21 @@ class JsonConfig:
         return self.values.get(key) is not None
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer. Raises ValueError when it is absent and there is no default."""
+        """A positive integer of 31 bits. Raises ValueError when it is absent and there is no default."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.wrong(key, "a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_INTEGER:
+            raise self.wrong(key, f"an integer between 1 and {_MAX_INTEGER}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number. Raises ValueError when it is absent and there is no default."""
+        """A positive number. Raises ValueError when it is absent and there is no default."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.wrong(key, "a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.wrong(key, "a positive number")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
-        """A number or None."""
+        """A positive number or None."""
         return self.number(key) if key in self else None
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -88,7 +92,7 @@ class JsonConfig:
         """One token id or a list of them; empty when absent."""
         value = self.values[key] if key in self else []
         ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(each, int) and each >= 0 for each in ids):
+        if not all(type(each) is int and 0 <= each <= _MAX_INTEGER for each in ids):
             raise self.wrong(key, "a token id or a list of them")
         return tuple(ids)
 

@@ -32,7 +32,14 @@ def cpu_layers(
         )
         for i, (layer, rope, next_norm) in enumerate(zip(weights.layers, ropes, weights.next_norms, strict=True))
     ]
-    shape = CpuLayerShape(config.num_heads, config.num_kv_heads, config.head_dim, config.activation, config.norm_eps)
+    shape = CpuLayerShape(
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        weights.embedding.dtype,
+        config.activation,
+        config.norm_eps,
+    )
     return CpuLayers(library, shape, layers, kv)
 
 

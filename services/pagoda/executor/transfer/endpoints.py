@@ -67,8 +67,9 @@ def usable(endpoints: Sequence[str]) -> list[Endpoint]:
 
 
 def host_id() -> str:
-    """The same for all processes on this host, and for no others."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """The same for all processes that can reach each other's abstract sockets, and for no others."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot_id}-{Path('/proc/self/ns/net').stat().st_ino}"
 
 
 def check_listen(listen: str, *, encrypted: bool) -> None:

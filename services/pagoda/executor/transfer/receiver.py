@@ -58,7 +58,7 @@ class Receiver:
         block_axis: int,
         layout: common_pb2.KvLayout,
         *,
-        listen: str = "tcp://127.0.0.1:*",
+        listen: str | None = "tcp://127.0.0.1:*",
         curve: CurveKeys | None = None,
         window_bytes: int = 32 << 20,
         max_links: int = 64,
@@ -69,14 +69,15 @@ class Receiver:
 
         cache: contiguous; block i is what has the index i on `block_axis`
         layout: what senders must have, too, but for the number of blocks
-        listen: for other hosts; on loopback, or with `curve`, whose public key becomes part of the endpoint
+        listen: for other hosts, if any; on loopback, or with `curve`, whose public key becomes part of the endpoint
         window_bytes: memory for blocks on their way from one sender
         max_links: senders at a time
         idle_timeout_s: after which a silent sender is taken for gone
 
         Raises ValueError for an address that would be open to others, and OSError for one that cannot be bound.
         """
-        check_listen(listen, encrypted=curve is not None)
+        if listen is not None:
+            check_listen(listen, encrypted=curve is not None)
         blocks = block_memory(cache, block_axis)
         self._news, self._wake = Signal(), Signal()
         self._leases = Leases(blocks, max_leases, self._news.set)
@@ -93,7 +94,7 @@ class Receiver:
         self._name = f"pagoda-kv-{os.getpid()}-{secrets.token_hex(8)}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._bind(listen)
-        self._tcp = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._tcp = None if listen is None else self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="kv-receive", daemon=True)
         self._thread.start()
@@ -103,7 +104,7 @@ class Receiver:
         """For senders, the best first. Others need not know them, and after `reset` they are others."""
         session, key = self._leases.session, self._curve.public if self._curve else None
         shared_memory = Endpoint(f"ipc://@{self._name}", session, key, host_id())
-        return [str(shared_memory), str(Endpoint(self._tcp, session, key, None))]
+        return [str(shared_memory), *([str(Endpoint(self._tcp, session, key, None))] if self._tcp else [])]
 
     def fileno(self) -> int:
         """Readable when there are arrivals or failures to take."""
@@ -157,7 +158,7 @@ class Receiver:
             self._news.set()
         return taken
 
-    def _bind(self, listen: str) -> zmq.Socket[bytes]:
+    def _bind(self, listen: str | None) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, self._intake.max_piece_bytes + _HEADER_BYTES)
@@ -167,7 +168,8 @@ class Receiver:
             socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve.secret)
         try:
             socket.bind(f"ipc://@{self._name}")
-            socket.bind(listen)
+            if listen is not None:
+                socket.bind(listen)
         except zmq.ZMQError as error:
             socket.close(linger=0)
             self._context.term()

@@ -67,8 +67,8 @@ def test_float8_cache(target: str) -> None:
 
 
 def test_many_splits_are_merged() -> None:
-    """More of them than the merging kernel takes at a time."""
-    case = paged_case([(700, 1), (600, 1), (31, 1)], heads=2, kv_heads=1, dim=8, block_size=16, dtype=torch.float32)
+    """More of them than the merging kernel takes at a time; and in the longest row, longer ones."""
+    case = paged_case([(700, 1), (1500, 1), (31, 1)], heads=2, kv_heads=1, dim=8, block_size=16, dtype=torch.float32)
     for params in (FULL, AttentionParams(0.4, sliding_window=90)):
         out = TritonBackend(split_len=SPLIT).plan(case.batch, 16).attend(case.q, case.k_cache, case.v_cache, params)
         torch.testing.assert_close(out, case.reference(params), atol=1e-5, rtol=1e-5)

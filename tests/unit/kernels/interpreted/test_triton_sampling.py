@@ -112,3 +112,22 @@ def test_penalties_and_biases() -> None:
         expected[i] = x - rows.frequency[i] * counts[row] - rows.presence[i] * (counts[row] > 0)
     apply_penalties(logits, rows)
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "unfiltered", "filtered"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_row_of_nan_gets_some_token_and_harms_no_other(kind: str) -> None:
+    """The next step looks the token up: it must be there."""
+    count, vocab_size = 5, 700
+    parameters = random_parameters(count, 3)
+    parameters["temperature"][:] = 0.0 if kind == "greedy" else 1.0
+    parameters["top_k"][:] = 300 if kind == "filtered" else 0
+    parameters["top_p"][:] = 0.9 if kind == "filtered" else 1.0
+    parameters["min_p"][:] = 0.0
+    logits = torch.randn(count, vocab_size, generator=torch.Generator().manual_seed(0))
+    expected = sample(logits, sampling_tensors(parameters), chunk=256, few=256)
+    logits[1] = torch.nan
+    logits[3, ::2] = torch.nan
+    tokens = sample(logits, sampling_tensors(parameters), chunk=256, few=256)
+    assert ((tokens >= 0) & (tokens < vocab_size)).all()
+    assert tokens[::2].tolist() == expected[::2].tolist()

@@ -49,18 +49,22 @@ struct Partial {
 // What a thread needs for an item.
 struct Scratch {
     uint32_t* q;         // rows in blocks, each [head_dim / kPack, rows of the block] units
+    float* scales;       // [rows]; of scores
     int32_t* positions;  // [rows]
     f32x16* sums;        // [rows]
     Partial split, total;
     uint32_t* tile;  // what TileReader wants
+    float* tile_scales;
 
     Scratch(Arena& arena, int64_t rows, int64_t head_dim)
         : q(arena.take<uint32_t>(rows * head_dim)),
+          scales(arena.take<float>(rows)),
           positions(arena.take<int32_t>(rows)),
           sums(arena.take<f32x16>(rows)),
           split(arena, rows, head_dim),
           total(arena, rows, head_dim),
-          tile(arena.take<uint32_t>(2 * kTileKeys * head_dim)) {}
+          tile(arena.take<uint32_t>(2 * kTileKeys * head_dim)),
+          tile_scales(arena.take<float>(2 * kTileKeys)) {}
 
     static int64_t num_bytes(int64_t rows, int64_t head_dim) {
         Arena arena(nullptr);
@@ -90,6 +94,7 @@ __attribute__((noinline)) void merge(const Partial& into, const Partial& split, 
 template <typename Format>
 struct Attention {
     using Element = typename Format::Element;
+    using Query = typename Format::Query;
     static constexpr int kPack = Format::kPack;
 
     const Element* q;
@@ -122,16 +127,16 @@ struct Attention {
         const int64_t end = item.first_position + item.num_tokens;
         const int64_t begin = std::max<int64_t>(0, item.first_position + int64_t(1) - params.window);
         const TileReader<Format> reader(k_cache, v_cache, block_tables + item.sequence * block_tables_stride, shape, head,
-                                        begin, end, scratch.tile);
+                                        begin, end, scratch.tile, scratch.tile_scales);
         pack_rows(item, head, scratch);
         scratch.total.clear(rows, head_dim);
         const int64_t last_start = (std::min(end, item.last_split * kSplitKeys) - 1) / kTileKeys * kTileKeys;
-        Tile next = reader.locate(std::max(item.first_split * kSplitKeys, begin / kTileKeys * kTileKeys));
+        Tile<Format> next = reader.locate(std::max(item.first_split * kSplitKeys, begin / kTileKeys * kTileKeys));
         for (int64_t split = item.first_split; split < item.last_split; split++) {
             scratch.split.clear(rows, head_dim);
             std::fill_n(scratch.sums, rows, f32x16{});
             for (bool more = true; more;) {
-                Tile tile = next;
+                Tile<Format> tile = next;
                 const bool is_last = tile.start == last_start;
                 if (!is_last) next = reader.locate(tile.start + kTileKeys);
                 reader.complete(tile);
@@ -172,11 +177,15 @@ struct Attention {
         const int64_t rows = item.num_tokens * group_size, units = shape.head_dim / kPack;
         for (int64_t block = 0, end; block < rows; block = end) {
             end = block + block_rows(block, rows);
-            const Element* from[kBlockRows];
+            const Query* from[kBlockRows];
+            alignas(64) Query buffer[kBlockRows][kMaxHeadDim];
             for (int64_t r = block; r < end; r++) {
                 scratch.positions[r] = item.first_position + r / group_size;
-                from[r - block] = q + (item.first_token + r / group_size) * q_stride +
-                                  (head * group_size + r % group_size) * shape.head_dim;
+                const Element* row = q + (item.first_token + r / group_size) * q_stride +
+                                     (head * group_size + r % group_size) * shape.head_dim;
+                float scale = 1.0f;
+                from[r - block] = Format::to_query(row, shape.head_dim, buffer[r - block], scale);
+                scratch.scales[r] = params.scale * scale;
             }
             uint32_t* to = scratch.q + block * units;
             for (int64_t unit = 0; unit < units; unit++)
@@ -184,7 +193,7 @@ struct Attention {
         }
     }
 
-    void add_tile(const Tile& tile, const Tile* next, int64_t rows, const Scratch& scratch) const {
+    void add_tile(const Tile<Format>& tile, const Tile<Format>* next, int64_t rows, const Scratch& scratch) const {
         for (int64_t first = 0; first < rows;) {
             const int first_rows = block_rows(first, rows);
             const int second_rows = first + first_rows < rows ? block_rows(first + first_rows, rows) : 0;
@@ -193,8 +202,9 @@ struct Attention {
             if (last_position >= tile.start && positions[0] - int64_t(params.window) < tile.start + kTileKeys - 1) {
                 const RowState state = {scratch.split.maximum + first, scratch.sums + first,
                                         scratch.split.out + first * shape.head_dim};
-                attend_group<Format>(scratch.q + first * shape.head_dim / kPack, first_rows, second_rows, tile,
-                                     first == 0 ? next : nullptr, positions, params, shape.head_dim, state);
+                attend_group<Format>(scratch.q + first * shape.head_dim / kPack, scratch.scales + first, first_rows,
+                                     second_rows, tile, first == 0 ? next : nullptr, positions, params, shape.head_dim,
+                                     state);
             }
             first += first_rows + second_rows;
         }
@@ -222,22 +232,34 @@ void store_kv(const void* k, const void* v, int64_t k_stride, int64_t v_stride, 
         if (slot < 0) continue;
         for (int64_t head = 0; head < shape.num_kv_heads; head++)
             store_token<Format>((const Element*)k + token * k_stride + head * shape.head_dim,
-                                (const Element*)v + token * v_stride + head * shape.head_dim, (uint32_t*)k_cache,
-                                (uint32_t*)v_cache, {shape, slot / shape.block_size, head}, slot % shape.block_size);
+                                (const Element*)v + token * v_stride + head * shape.head_dim, k_cache, v_cache,
+                                {shape, slot / shape.block_size, head}, slot % shape.block_size);
     }
+}
+
+// Calls run(format) for the format of a cache of a model.
+template <typename Run>
+void with_format(bool is_bf16, bool is_cache_int8, Run run) {
+    if (is_bf16)
+        is_cache_int8 ? run(Int8Format<bf16>()) : run(Bf16Format());
+    else
+        is_cache_int8 ? run(Int8Format<float>()) : run(F32Format());
 }
 
 }  // namespace
 }  // namespace pagoda
 
 // k, v: [num_tokens, num_kv_heads, head_dim], tokens k_stride and v_stride elements apart; slot_mapping: [num_tokens],
-// -1 = skipped.
+// -1 = skipped; is_cache_int8: instead of the dtype of k and v.
 PAGODA_EXPORT void pagoda_store_kv(const void* k, const void* v, int64_t k_stride, int64_t v_stride, void* k_cache,
                                    void* v_cache, const int64_t* slot_mapping, int64_t num_tokens, int64_t num_kv_heads,
-                                   int64_t head_dim, int64_t block_size, int32_t is_bf16, int32_t num_threads) {
+                                   int64_t head_dim, int64_t block_size, int32_t is_bf16, int32_t is_cache_int8,
+                                   int32_t num_threads) {
     using namespace pagoda;
-    (is_bf16 ? store_kv<Bf16Format> : store_kv<F32Format>)(k, v, k_stride, v_stride, k_cache, v_cache, slot_mapping,
-                                                           num_tokens, {block_size, num_kv_heads, head_dim}, num_threads);
+    with_format(is_bf16, is_cache_int8, [&](auto format) {
+        store_kv<decltype(format)>(k, v, k_stride, v_stride, k_cache, v_cache, slot_mapping, num_tokens,
+                                   {block_size, num_kv_heads, head_dim}, num_threads);
+    });
 }
 
 // Memory that pagoda_attend needs, in bytes.
@@ -253,12 +275,12 @@ PAGODA_EXPORT int64_t pagoda_attention_workspace(const pagoda::PlanSizes* sizes,
 PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, const void* k_cache, const void* v_cache,
                                  const int32_t* block_tables, int64_t block_tables_stride, int64_t num_heads,
                                  int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float soft_cap,
-                                 int32_t window, int32_t is_bf16, const pagoda::Item* items,
+                                 int32_t window, int32_t is_bf16, int32_t is_cache_int8, const pagoda::Item* items,
                                  const pagoda::PlanSizes* sizes, void* workspace) {
     using namespace pagoda;
     const float log2_e = 1.44269504f;
     const ScoreParams params = {soft_cap == 0.0f ? scale * log2_e : scale / soft_cap, soft_cap * log2_e, window};
-    const auto run = [&](auto format) {
+    with_format(is_bf16, is_cache_int8, [&](auto format) {
         using Format = decltype(format);
         using Element = typename Format::Element;
         const Attention<Format> attention = {
@@ -275,9 +297,5 @@ PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, con
             params,
         };
         attention.run(items, *sizes, (char*)workspace);
-    };
-    if (is_bf16)
-        run(Bf16Format());
-    else
-        run(F32Format());
+    });
 }

@@ -40,11 +40,16 @@ struct RowState {
     float* out;      // [rows, head_dim]; the sum of values, weighted
 };
 
+// How a tile is added to what rows know: out = kept * out + added * weights values.
+struct Factors {
+    alignas(64) float kept[16], added[16];  // added: in formats with scales; otherwise it is 1
+};
+
 // Four runs of memory that are needed soon. A loop over the current tile asks for a line of each with every pass: so
 // many requests at once would stall it, and none while it computes would leave the memory idle.
 struct Prefetch {
-    const uint32_t* runs[4];
-    int64_t step;  // from line to line, in units
+    const char* runs[4];
+    int64_t step;  // from line to line, in bytes
 
     PAGODA_INLINE void line(int64_t i) const {
 #pragma GCC unroll 4
@@ -53,26 +58,28 @@ struct Prefetch {
 };
 
 // Keys or values of a tile's vectors [first, last); without a tile, and so without need, of what is in the cache.
-inline Prefetch prefetch_of(const Tile* tile, bool values, int first, int last, const uint32_t* cached) {
+template <typename Format>
+Prefetch prefetch_of(const Tile<Format>* tile, bool values, int first, int last, const void* in_cache) {
+    const char* const cached = (const char*)in_cache;
     if (!tile) return {{cached, cached, cached, cached}, 0};
     Prefetch prefetch;
     for (int run = 0; run < 4; run++) {
         const int vector = std::clamp(std::min(first + run, last - 1), tile->first, tile->last - 1);
-        prefetch.runs[run] = values ? tile->values[vector] : tile->keys[vector];
+        prefetch.runs[run] = (const char*)(values ? tile->values[vector] : tile->keys[vector]);
     }
-    prefetch.step = values ? 16 : tile->key_stride;
+    prefetch.step = (values ? 16 : tile->key_stride) * sizeof(typename Format::Unit);
     return prefetch;
 }
 
 template <typename Format, int kRows, int kCount>
-PAGODA_INLINE void score_columns(const uint32_t* q, const uint32_t* const* keys, int64_t key_stride, int64_t units,
-                                 float scale, const Prefetch& next, float* scores) {
-    f32x16 sums[kRows][kCount] = {};
+PAGODA_INLINE void score_columns(const uint32_t* q, const float* scales, const Tile<Format>& tile, int first,
+                                 int64_t units, const Prefetch& next, float* scores) {
+    typename Format::Sum sums[kRows][kCount] = {};
     for (int64_t unit = 0; unit < units; unit++) {
         next.line(unit);
         u32x16 key[kCount];
 #pragma GCC unroll 8
-        for (int c = 0; c < kCount; c++) key[c] = load_as<u32x16>(keys[c] + unit * key_stride);
+        for (int c = 0; c < kCount; c++) key[c] = Format::load_units(tile.keys[first + c] + unit * tile.key_stride);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++) {
             const u32x16 query = splat_u32(q[unit * kRows + r]);
@@ -83,29 +90,33 @@ PAGODA_INLINE void score_columns(const uint32_t* q, const uint32_t* const* keys,
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 8
-        for (int c = 0; c < kCount; c++) store(scores + r * kTileKeys + 16 * c, sums[r][c] * scale);
+        for (int c = 0; c < kCount; c++) {
+            f32x16 score = Format::to_float(sums[r][c]) * scales[r];
+            if constexpr (Format::kScaled) score *= load(tile.key_scales[first + c]);
+            store(scores + r * kTileKeys + 16 * (first + c), score);
+        }
 }
 
-// scores [kRows, kTileKeys] = scale * q k^T; q: [head_dim / kPack, kRows] units.
+// scores [kRows, kTileKeys] = scales q k^T; q: [head_dim / kPack, kRows] units, scales: [kRows].
 template <typename Format, int kRows>
-void score_tile(const uint32_t* q, const Tile& tile, int64_t head_dim, float scale, const Prefetch& next, float* scores) {
+void score_tile(const uint32_t* q, const float* scales, const Tile<Format>& tile, int64_t head_dim, const Prefetch& next,
+                float* scores) {
     for (int i = 0; i < kTileVectors; i += kColumns)
-        score_columns<Format, kRows, kColumns>(q, tile.keys + i, tile.key_stride, head_dim / Format::kPack, scale, next,
-                                               scores + 16 * i);
+        score_columns<Format, kRows, kColumns>(q, scales, tile, i, head_dim / Format::kPack, next, scores);
 }
 
 template <typename Format, int kRows, int kCount>
-PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile& tile, int64_t head_dim, int64_t column,
-                                 const float* factors, const Prefetch& next, float* out) {
+PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile<Format>& tile, int64_t head_dim, int64_t column,
+                                 const float* kept, const float* added, const Prefetch& next, float* out) {
     constexpr unsigned kPairs = 16 / Format::kPack;
-    f32x16 sums[kRows][kCount] = {};
+    typename Format::Sum sums[kRows][kCount] = {};
     const unsigned last = tile.last * kPairs;
     for (unsigned pair = tile.first * kPairs; pair < last; pair++) {
         if (kCount == kColumns) next.line(column / 16 / kColumns * (kTileKeys / Format::kPack) + pair);
-        const uint32_t* values = tile.values[pair / kPairs] + pair % kPairs * head_dim + column;
+        const typename Format::Unit* values = tile.values[pair / kPairs] + pair % kPairs * head_dim + column;
         u32x16 value[kCount];
 #pragma GCC unroll 8
-        for (int c = 0; c < kCount; c++) value[c] = load_as<u32x16>(values + 16 * c);
+        for (int c = 0; c < kCount; c++) value[c] = Format::load_units(values + 16 * c);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++) {
             const u32x16 weight = splat_u32(weights[r * kTileKeys / Format::kPack + pair]);
@@ -118,19 +129,21 @@ PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile& tile, int6
 #pragma GCC unroll 8
         for (int c = 0; c < kCount; c++) {
             float* sum = out + r * head_dim + column + 16 * c;
-            store(sum, load(sum) * factors[r] + sums[r][c]);
+            f32x16 more = Format::to_float(sums[r][c]);
+            if constexpr (Format::kScaled) more *= added[r];
+            store(sum, load(sum) * kept[r] + more);
         }
 }
 
-// out [kRows, head_dim] = factors out + weights v; weights: [kRows, kTileKeys / kPack] units.
+// out [kRows, head_dim] = kept out + added weights v; weights: [kRows, kTileKeys / kPack] units, factors: [kRows].
 template <typename Format, int kRows>
-void weigh_tile(const uint32_t* weights, const Tile& tile, int64_t head_dim, const float* factors, const Prefetch& next,
-                float* out) {
+void weigh_tile(const uint32_t* weights, const Tile<Format>& tile, int64_t head_dim, const float* kept,
+                const float* added, const Prefetch& next, float* out) {
     int64_t column = 0;
     for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns)
-        weigh_columns<Format, kRows, kColumns>(weights, tile, head_dim, column, factors, next, out);
+        weigh_columns<Format, kRows, kColumns>(weights, tile, head_dim, column, kept, added, next, out);
     for (; column < head_dim; column += 16)
-        weigh_columns<Format, kRows, 1>(weights, tile, head_dim, column, factors, next, out);
+        weigh_columns<Format, kRows, 1>(weights, tile, head_dim, column, kept, added, next, out);
 }
 
 // Caps scores [rows, kTileKeys], and masks those of keys that the row does not see.
@@ -149,27 +162,32 @@ __attribute__((noinline)) inline void adjust_scores(float* scores, int rows, con
     }
 }
 
-// Turns scores [rows, kTileKeys] into weights [rows, kTileKeys / kPack] relative to the new maxima; factors [16] make
-// older results relative to them.
-template <typename Format>
-PAGODA_INLINE void update_softmax(const float* scores, int rows, const RowState& state, uint32_t* weights, float* factors) {
-    constexpr int kPack = Format::kPack;
+// The largest of scores [rows, kTileKeys], row by row; lanes behind the rows are masked.
+PAGODA_INLINE f32x16 largest_scores(const float* scores, int rows) {
     f32x16 largest[16];
     for (int r = 0; r < rows; r++) {
         const float* row = scores + r * kTileKeys;
         largest[r] = load(row);
         for (int i = 1; i < kTileVectors; i++) largest[r] = max(largest[r], load(row + 16 * i));
     }
-    // Lanes behind the rows belong to other rows, and stay as they are.
     for (int r = rows; r < 16; r++) largest[r] = splat(kMasked);
-    const f32x16 old_maximum = load(state.maximum), maximum = max(old_maximum, max_of_rows(largest));
+    return max_of_rows(largest);
+}
+
+// Turns scores [rows, kTileKeys] into weights [rows, kTileKeys / kPack] relative to the new maxima.
+template <typename Format>
+PAGODA_INLINE void update_softmax(const float* scores, int rows, const RowState& state, uint32_t* weights,
+                                  Factors& factors) {
+    constexpr int kPack = Format::kPack;
+    // Lanes behind the rows belong to other rows, and stay as they are.
+    const f32x16 old_maximum = load(state.maximum), maximum = max(old_maximum, largest_scores(scores, rows));
     store(state.maximum, maximum);
-    store(factors, exp2_up_to_0(old_maximum - maximum));
+    store(factors.kept, exp2_up_to_0(old_maximum - maximum));
     for (int r = 0; r < rows; r++) {
         const f32x16 row_maximum = splat(state.maximum[r]);
         const float* row = scores + r * kTileKeys;
         uint32_t* units = weights + r * kTileKeys / kPack;
-        f32x16 sum = state.sum[r] * factors[r];
+        f32x16 sum = state.sum[r] * factors.kept[r];
         for (int i = 0; i < kTileVectors; i += 2) {
             const f32x16 first = exp2_up_to_0(load(row + 16 * i) - row_maximum);
             const f32x16 second = exp2_up_to_0(load(row + 16 * i + 16) - row_maximum);
@@ -178,6 +196,48 @@ PAGODA_INLINE void update_softmax(const float* scores, int rows, const RowState&
         // What is added up is what is multiplied with the values, after rounding.
         for (int i = 0; i < kTileVectors / kPack; i++) sum = Format::add(sum, load_as<u32x16>(units + 16 * i));
         state.sum[r] = sum;
+    }
+}
+
+// The same for values with scales, which the weights are multiplied with before they are rounded. They are relative to
+// the row's largest score and largest weight in this tile, so that what rounding costs does not depend on other tiles.
+// Overwrites the scores.
+template <typename Format>
+PAGODA_INLINE void update_scaled_softmax(float* scores, int rows, const Tile<Format>& tile, const RowState& state,
+                                         uint32_t* weights, Factors& factors) {
+    constexpr int kPack = Format::kPack;
+    // Where a row sees nothing, masked scores are far below this one too.
+    alignas(64) float tile_maximum[16], inverse[16];
+    store(tile_maximum, max(splat(kLowest), largest_scores(scores, rows)));
+    const f32x16 old_maximum = load(state.maximum), maximum = max(old_maximum, load(tile_maximum));
+    store(state.maximum, maximum);
+    store(factors.kept, exp2_up_to_0(old_maximum - maximum));
+    const f32x16 tile_factor = exp2_up_to_0(load(tile_maximum) - maximum);
+    store(factors.added, tile_factor);
+
+    // As integers, numbers that are not negative are in the order of their bits, and NaN is above infinity.
+    i32x16 largest[16] = {};
+    for (int r = 0; r < rows; r++) {
+        float* row = scores + r * kTileKeys;
+        f32x16 sum = {};
+        for (int i = 0; i < kTileVectors; i++) {
+            const f32x16 weight = exp2_up_to_0(load(row + 16 * i) - tile_maximum[r]);
+            sum += weight;
+            const f32x16 scaled = weight * load(tile.value_scales[i]);
+            largest[r] = max(largest[r], cast<i32x16>(scaled));
+            store(row + 16 * i, scaled);
+        }
+        state.sum[r] = state.sum[r] * factors.kept[r] + sum * factors.added[r];
+    }
+    const f32x16 most = cast<f32x16>(max_of_rows(largest));
+    // Below this the inverse would overflow.
+    store(inverse, most >= splat(1e-36f) ? float(Format::kMostQuery) / most : f32x16{});
+    store(factors.added, tile_factor * (most / float(Format::kMostQuery)));
+    for (int r = 0; r < rows; r++) {
+        const float* row = scores + r * kTileKeys;
+        for (int i = 0; i < kTileVectors; i += 2)
+            Format::store_units(weights + (r * kTileKeys + 16 * i) / kPack, load(row + 16 * i) * inverse[r],
+                                load(row + 16 * i + 16) * inverse[r]);
     }
 }
 
@@ -200,33 +260,39 @@ inline int block_rows(int64_t first, int64_t rows) {
     return (left + blocks - 1) / blocks;
 }
 
-// Adds a tile to the state of one or two blocks of rows; q: [head_dim / kPack, rows of the block] units, for each.
-// next: the tile to fetch meanwhile, or null.
+// Adds a tile to the state of one or two blocks of rows; q: [head_dim / kPack, rows of the block] units, for each;
+// scales: of scores, [rows]. next: the tile to fetch meanwhile, or null.
 template <typename Format>
-void attend_group(const uint32_t* q, int first_rows, int second_rows, const Tile& tile, const Tile* next,
-                  const int32_t* positions, const ScoreParams& params, int64_t head_dim, const RowState& state) {
+void attend_group(const uint32_t* q, const float* scales, int first_rows, int second_rows, const Tile<Format>& tile,
+                  const Tile<Format>* next, const int32_t* positions, const ScoreParams& params, int64_t head_dim,
+                  const RowState& state) {
     alignas(64) float scores[kGroupRows * kTileKeys];
     alignas(64) uint32_t weights[kGroupRows * kTileKeys / Format::kPack];
-    alignas(64) float factors[16];
+    Factors factors;
     const auto all = std::make_integer_sequence<int, kBlockRows>();
     const int rows = first_rows + second_rows;
+    if (rows > kGroupRows) __builtin_unreachable();
     const auto first = block_functions<Format>(first_rows, all);
     const auto second = block_functions<Format>(std::max(second_rows, 1), all);
     // Two blocks share the next tile.
     const int half = second_rows ? kTileVectors / 2 : kTileVectors;
 
-    first.score(q, tile, head_dim, params.scale, prefetch_of(next, false, 0, half, q), scores);
+    first.score(q, scales, tile, head_dim, prefetch_of(next, false, 0, half, q), scores);
     if (second_rows)
-        second.score(q + first_rows * head_dim / Format::kPack, tile, head_dim, params.scale,
+        second.score(q + first_rows * head_dim / Format::kPack, scales + first_rows, tile, head_dim,
                      prefetch_of(next, false, half, kTileVectors, q), scores + first_rows * kTileKeys);
     const bool all_visible =
         positions[0] >= tile.start + kTileKeys - 1 && positions[rows - 1] - int64_t(params.window) < tile.start;
     if (!all_visible || params.soft_cap != 0.0f) adjust_scores(scores, rows, positions, tile.start, params);
-    update_softmax<Format>(scores, rows, state, weights, factors);
-    first.weigh(weights, tile, head_dim, factors, prefetch_of(next, true, 0, half, q), state.out);
+    if constexpr (Format::kScaled)
+        update_scaled_softmax<Format>(scores, rows, tile, state, weights, factors);
+    else
+        update_softmax<Format>(scores, rows, state, weights, factors);
+    first.weigh(weights, tile, head_dim, factors.kept, factors.added, prefetch_of(next, true, 0, half, q), state.out);
     if (second_rows)
-        second.weigh(weights + first_rows * kTileKeys / Format::kPack, tile, head_dim, factors + first_rows,
-                     prefetch_of(next, true, half, kTileVectors, q), state.out + first_rows * head_dim);
+        second.weigh(weights + first_rows * kTileKeys / Format::kPack, tile, head_dim, factors.kept + first_rows,
+                     factors.added + first_rows, prefetch_of(next, true, half, kTileVectors, q),
+                     state.out + first_rows * head_dim);
 }
 
 }  // namespace pagoda

@@ -20,9 +20,10 @@ PAGODA_EXPORT void pagoda_activate_and_multiply(const void* gate_up, void* out, 
                                                 int32_t is_gelu, int32_t is_bf16, int32_t num_threads);
 PAGODA_EXPORT void pagoda_store_kv(const void* k, const void* v, int64_t k_stride, int64_t v_stride, void* k_cache,
                                    void* v_cache, const int64_t* slot_mapping, int64_t num_tokens, int64_t num_kv_heads,
-                                   int64_t head_dim, int64_t block_size, int32_t is_bf16, int32_t num_threads);
+                                   int64_t head_dim, int64_t block_size, int32_t is_bf16, int32_t is_cache_int8,
+                                   int32_t num_threads);
 PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, const void* k_cache, const void* v_cache,
                                  const int32_t* block_tables, int64_t block_tables_stride, int64_t num_heads,
                                  int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float soft_cap,
-                                 int32_t window, int32_t is_bf16, const pagoda::Item* items,
+                                 int32_t window, int32_t is_bf16, int32_t is_cache_int8, const pagoda::Item* items,
                                  const pagoda::PlanSizes* sizes, void* workspace);

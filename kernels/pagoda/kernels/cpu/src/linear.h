@@ -143,13 +143,12 @@ class Slab {
                 // The next strip, a part of it per block.
                 const char* next = strip + strip_bytes * (blocks + block - first) / blocks;
                 const Ahead ahead = {blocks == 1 ? strip + kFetchAhead : next, Format::kStepBytes / blocks};
-                multiply_rows<Format, Format::kMaxRows>(rows, x, strip, steps, sums + (begin - row_of(first)), ahead);
+                Sum(*const block_sums)[2] = sums + (begin - row_of(first));
+                multiply_rows<Format, Format::kMaxRows>(rows, x, strip, steps, block_sums, ahead);
+                if (step + steps < layout_.steps) continue;
+                for (int64_t row = 0; row < rows; row++)
+                    finish(block_sums[row], words_of(begin), rows, row, panel, first_row_ + begin + row);
             }
-        }
-        for (int64_t block = first; block < last; block++) {
-            const int64_t begin = row_of(block), rows = row_of(block + 1) - begin;
-            for (int64_t row = 0; row < rows; row++)
-                finish(sums[begin + row - row_of(first)], words_of(begin), rows, row, panel, first_row_ + begin + row);
         }
     }
 

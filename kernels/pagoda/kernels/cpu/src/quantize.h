@@ -1,11 +1,11 @@
-// Rounding floats to 8-bit integers of one scale, symmetric around 0.
+// Rounding floats to integers of one scale, symmetric around 0.
 #pragma once
 
-#include "linear.h"
+#include "interleave.h"
 
 namespace pagoda {
 
-// quantized = round(x * inverse) in [-127, 127]; x = about quantized * scale.
+// quantized = round(x * inverse), at most `most` in size; x = about quantized * scale.
 struct Scale {
     float scale, inverse;
 };
@@ -31,10 +31,10 @@ PAGODA_INLINE float largest(const T* from, int64_t count) {
     return cast<float>(fold(most, larger));
 }
 
-PAGODA_INLINE Scale scale_of(float largest) {
+PAGODA_INLINE Scale scale_of(float largest, float most = 127) {
     // Below this the inverse would overflow; NaN passes.
     if (largest < 1e-36f) return {0, 0};
-    return {largest / 127, 127 / largest};
+    return {largest / most, most / largest};
 }
 
 // To nearest, ties to even, for magnitudes below 2^22.
@@ -44,6 +44,23 @@ PAGODA_INLINE i32x16 rounded(f32x16 x) { return cast<i32x16>(f32x16(x + 12582912
 PAGODA_INLINE void store_bytes(i32x16 x, uint32_t* to) {
     const i8x16 bytes = __builtin_convertvector(x, i8x16);
     std::memcpy(to, &bytes, sizeof bytes);
+}
+
+PAGODA_INLINE void store_integers(int8_t* to, i32x16 x) {
+    const i8x16 narrow = __builtin_convertvector(x, i8x16);
+    std::memcpy(to, &narrow, sizeof narrow);
+}
+PAGODA_INLINE void store_integers(int16_t* to, i32x16 x) {
+    const i16x16 narrow = __builtin_convertvector(x, i16x16);
+    std::memcpy(to, &narrow, sizeof narrow);
+}
+
+// Numbers, a multiple of 16, as integers; returns their scale.
+template <int kMost, typename T, typename Integer>
+PAGODA_INLINE float quantize(const T* from, int64_t count, Integer* to) {
+    const Scale scale = scale_of(largest(from, count), kMost);
+    for (int64_t i = 0; i < count; i += 16) store_integers(to + i, rounded(load(from + i) * scale.inverse));
+    return scale.scale;
 }
 
 PAGODA_INLINE int32_t sum_lanes(i32x16 x) {

@@ -1,0 +1,136 @@
+"""Steps that are launched ahead: a plan is launched while the one before is computed, and results keep their order."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from pagoda.executor.step_thread import StepThread
+from pagoda.v1 import step_pb2
+
+
+class Slow:
+    """A step that is computed when the test says so."""
+
+    is_done = False
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.computed = threading.Event()
+        self.error: Exception | None = None
+
+    def wait(self) -> None:
+        assert self.computed.wait(10)
+        if self.error:
+            raise self.error
+
+    def finish(self) -> step_pb2.StepResult:
+        self.wait()
+        return step_pb2.StepResult(step=self.step)
+
+
+class SlowSteps:
+    """Launches steps, and hands them to the test."""
+
+    def __init__(self) -> None:
+        self.launched: queue.SimpleQueue[Slow] = queue.SimpleQueue()
+        self.resets = 0
+
+    def launch(self, plan: step_pb2.StepPlan) -> Slow:
+        step = Slow(plan.step)
+        self.launched.put(step)
+        return step
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    async def next_launched(self) -> Slow:
+        return await asyncio.to_thread(self.launched.get, True, 10)
+
+
+class Session:
+    """A scheduler's side of one session, and the thread on the other side."""
+
+    def __init__(self, thread: StepThread, steps: SlowSteps, router: zmq.asyncio.Socket, endpoint: str) -> None:
+        self.thread = thread
+        self.steps = steps
+        self._router = router
+        self._endpoint = endpoint
+
+    async def attach(self, session_id: str) -> asyncio.Future[None]:
+        ended = await self.thread.attach(self.steps, session_id, self._endpoint)
+        assert (await self.receive()) == step_pb2.ExecutorMessage()
+        return ended
+
+    async def send(self, session_id: str, step: int) -> None:
+        await self._router.send_multipart([session_id.encode(), step_pb2.StepPlan(step=step).SerializeToString()])
+
+    async def receive(self) -> step_pb2.ExecutorMessage:
+        _, data = await asyncio.wait_for(self._router.recv_multipart(), 10)
+        return step_pb2.ExecutorMessage.FromString(data)
+
+
+@asynccontextmanager
+async def session(folder: Path) -> AsyncIterator[Session]:
+    context = zmq.asyncio.Context()
+    router = context.socket(zmq.ROUTER)
+    endpoint = f"ipc://{folder}/steps.zmq"
+    router.bind(endpoint)
+    thread = StepThread()
+    try:
+        yield Session(thread, SlowSteps(), router, endpoint)
+    finally:
+        assert await thread.stop(timeout_s=5)
+        router.close(linger=0)
+        context.term()
+
+
+async def test_a_plan_is_launched_before_the_last_step_is_finished(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        await it.attach("a")
+        await it.send("a", 1)
+        first = await it.steps.next_launched()
+        await it.send("a", 2)
+        second = await it.steps.next_launched()  # nobody has finished the first one
+        # The second one cannot overtake it.
+        second.computed.set()
+        assert await it.thread.call(lambda: "between") == "between"
+        first.computed.set()
+        assert [(await it.receive()).result.step for _ in range(2)] == [1, 2]
+
+
+async def test_leaving_waits_for_what_is_computed(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        await it.attach("a")
+        await it.send("a", 1)
+        slow = await it.steps.next_launched()
+        detached = asyncio.create_task(it.thread.detach())
+        slow.computed.set()
+        await detached
+        # What the old session launched is nothing to the new one.
+        await it.attach("b")
+        assert it.steps.resets == 1
+        await it.send("b", 1)
+        (await it.steps.next_launched()).computed.set()
+        assert (await it.receive()).result.step == 1
+
+
+async def test_a_step_that_fails_late_ends_the_session(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        ended = await it.attach("a")
+        for number in (1, 2):
+            await it.send("a", number)
+        first, second = await it.steps.next_launched(), await it.steps.next_launched()
+        first.error = RuntimeError("an illegal memory access")
+        first.computed.set()
+        second.computed.set()
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            await asyncio.wait_for(ended, 10)

@@ -1,0 +1,79 @@
+"""A cache as bytes: what is read, what is written, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pagoda.executor.transfer.block_memory import BlockMemory, DeviceBlocks, HostBlocks, block_memory
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+
+CACHES = [
+    ((3, 2, 9, 4, 2, 8), 2, torch.bfloat16),
+    ((9, 5, 3), 0, torch.float32),
+    ((2, 9, 7), 1, torch.int8),
+]
+
+
+def device_blocks(cache: Tensor, axis: int) -> BlockMemory:
+    parts = cache.view(int(np.prod(cache.shape[:axis])), cache.shape[axis], -1).view(torch.uint8)
+    return DeviceBlocks(parts)
+
+
+@pytest.fixture(params=[block_memory, device_blocks], ids=["host", "device"])
+def make(request: pytest.FixtureRequest) -> Callable[[Tensor, int], BlockMemory]:
+    made: Callable[[Tensor, int], BlockMemory] = request.param
+    return made
+
+
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    return torch.randint(-100, 100, shape, generator=torch.Generator().manual_seed(7)).to(dtype).to(device)
+
+
+@pytest.mark.parametrize(("shape", "axis", "dtype"), CACHES)
+def test_blocks_move_between_caches(
+    make: Callable[[Tensor, int], BlockMemory], shape: tuple[int, ...], axis: int, dtype: torch.dtype
+) -> None:
+    source, target = numbers(shape, dtype), torch.zeros(shape, dtype=dtype)
+    reader, writer = make(source, axis), make(target, axis)
+    assert (reader.num_blocks, reader.block_bytes) == (9, source[0].nbytes if axis == 0 else source.nbytes // 9)
+    piece = np.zeros(3 * reader.block_bytes, np.uint8)
+    reader.read(np.array([7, 0, 4]), piece)
+    piece.flags.writeable = False  # as what comes from ZeroMQ is
+    writer.write(np.array([2, 8, 1]), piece)
+    expected = torch.zeros(shape, dtype=dtype)
+    expected.index_copy_(axis, torch.tensor([2, 8, 1]), source.index_select(axis, torch.tensor([7, 0, 4])))
+    assert torch.equal(target, expected)
+
+
+def test_some_blocks_of_a_piece(make: Callable[[Tensor, int], BlockMemory]) -> None:
+    source = numbers((2, 9, 4), torch.float32)
+    target = torch.zeros_like(source)
+    reader, writer = make(source, 1), make(target, 1)
+    piece = np.zeros(3 * reader.block_bytes, np.uint8)
+    reader.read(np.array([1, 2, 3]), piece)
+    writer.write(np.array([5, 6]), piece, np.array([True, False, True]))
+    assert torch.equal(target[:, [5, 6]], source[:, [1, 3]])
+    assert not target[:, [0, 1, 2, 3, 4, 7, 8]].any()
+
+
+@needs_gpu
+def test_a_cache_on_a_gpu() -> None:
+    source, target = numbers((3, 2, 9, 4, 2, 8), torch.bfloat16, "cuda"), torch.zeros((3, 2, 9, 4, 2, 8)).bfloat16()
+    reader, writer = block_memory(source, 2), block_memory(target, 2)
+    assert isinstance(reader, DeviceBlocks)
+    assert isinstance(writer, HostBlocks)
+    piece = np.zeros(2 * reader.block_bytes, np.uint8)
+    reader.read(np.array([8, 3]), piece)
+    writer.write(np.array([0, 1]), piece)
+    assert torch.equal(target[:, :, :2], source[:, :, [8, 3]].cpu())
+
+
+def test_a_cache_must_be_contiguous() -> None:
+    with pytest.raises(RuntimeError, match="view"):
+        block_memory(torch.zeros(4, 6, 8).transpose(1, 2), 0)

@@ -1,0 +1,54 @@
+"""How addresses are written, and which of them are refused."""
+
+from __future__ import annotations
+
+import pytest
+import zmq
+
+from pagoda.executor.transfer.endpoints import Endpoint, check_listen, host_id, parse_endpoint, usable
+
+KEY, _ = zmq.curve_keypair()
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize(
+    ("socket", "host"),
+    [("ipc://@pagoda-kv-1-ab", "some-host"), ("tcp://10.0.0.1:4711", None), ("tcp://[::1]:4711", None)],
+)
+def test_what_is_written_is_read(socket: str, host: str | None, key: bytes | None) -> None:
+    endpoint = Endpoint(socket, "abc123", key, host)
+    assert parse_endpoint(str(endpoint)) == endpoint
+
+
+def test_shared_memory_is_for_this_host() -> None:
+    here, there = f"shm://{host_id()}/name?session=1", "shm://elsewhere/name?session=1"
+    tcp, later = "tcp://10.0.0.1:5?session=1", "rdma://10.0.0.1?session=1"
+    assert [str(each) for each in usable([there, later, here, tcp])] == [here, tcp]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp://10.0.0.1:5",
+        "tcp://?session=1",
+        "tcp://h:1/path?session=1",
+        "shm://host?session=1",
+        "tcp://h:1?session=1&key=zz",
+    ],
+)
+def test_what_is_no_endpoint(text: str) -> None:
+    with pytest.raises(ValueError, match=r"endpoint|key"):
+        parse_endpoint(text)
+
+
+def test_where_to_listen() -> None:
+    for listen in ("tcp://127.0.0.1:*", "tcp://localhost:4711", "tcp://[::1]:*"):
+        check_listen(listen, encrypted=False)
+    check_listen("tcp://10.0.0.1:4711", encrypted=True)
+    with pytest.raises(ValueError, match="without encryption"):
+        check_listen("tcp://10.0.0.1:*", encrypted=False)
+    with pytest.raises(ValueError, match="no address that another host"):
+        check_listen("tcp://0.0.0.0:4711", encrypted=True)
+    for listen in ("ipc:///some/path", "tcp://127.0.0.1", "127.0.0.1:5", "tcp://127.0.0.1:5/x"):
+        with pytest.raises(ValueError, match="tcp://host:port"):
+            check_listen(listen, encrypted=True)
