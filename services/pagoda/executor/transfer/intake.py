@@ -15,8 +15,9 @@ from pagoda.executor.transfer.slots import Bytes
 from pagoda.v1 import common_pb2
 from pagoda.v1 import transfer_pb2 as pb
 
-# Of a piece, unless a single block is larger. Copied in 50 us or so: for so long does a copy hold the leases' lock.
-MAX_PIECE_BYTES = 2 << 20
+# Of a piece, unless a single block is larger. Beside its copies, a piece costs 100 to 200 us: most of it, if pieces
+# were much smaller. With larger ones ending a lease waits longer: a copy, of 0.2 ms or so, holds the leases' lock.
+MAX_PIECE_BYTES = 4 << 20
 
 # A sender fills a piece while another one is on its way.
 _MIN_SLOTS = 2

@@ -60,7 +60,7 @@ class Receiver:
         *,
         listen: str | None = "tcp://127.0.0.1:*",
         curve: CurveKeys | None = None,
-        window_bytes: int = 32 << 20,
+        window_bytes: int = 64 << 20,
         max_links: int = 64,
         max_leases: int = 4096,
         idle_timeout_s: float = 60.0,
