@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-# What tokenizer, gateway and scheduler spend on a token of one row, until it has left: measured, see the benchmarks.
+# About what tokenizer, gateway and scheduler spend on a token until it has left: see tests/bench/README.md.
 _SERVING_NS = 110_000
 # Of what the last step has shown, in what the next one is expected to cost.
 _NEWS = 0.3

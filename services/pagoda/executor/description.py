@@ -32,6 +32,7 @@ class Description:
             max_num_batched_tokens=self._runner.max_num_batched_tokens,
             host_memory=self._host_memory(),
             transfer_endpoints=self._transfers.endpoints if self._transfers else (),
+            transfers=self._transfers.stats() if self._transfers else None,
         )
 
     def info(self) -> executor_pb2.GetInfoResponse:

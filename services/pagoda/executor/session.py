@@ -43,7 +43,7 @@ async def stay_registered(
     """Registers at the scheduler and runs its plans, session after session.
 
     scheduler: its gRPC address
-    describe: asked before each session
+    describe: asked before each session, and before each heartbeat for its transfers
     set_serving: told when a session is open and when it is over
     leaving: when set, the scheduler is asked to let this executor go, once none of its requests needs it any more;
         then, and where there is no session, this returns
@@ -61,7 +61,7 @@ async def stay_registered(
             await set_serving(True)
 
         try:
-            await _run_session(scheduler, describe(), steps, thread, on_open, leaving)
+            await _run_session(scheduler, describe, steps, thread, on_open, leaving)
         except UnavailableError as error:
             if leaving.is_set():
                 logger.info("left the scheduler %s: %s", scheduler, error.message)
@@ -80,7 +80,7 @@ async def stay_registered(
 
 async def _run_session(
     scheduler: str,
-    registration: scheduler_pb2.ExecutorRegistration,
+    describe: Describe,
     steps: Steps,
     thread: StepThread,
     on_open: Callable[[str], Awaitable[None]],
@@ -90,7 +90,7 @@ async def _run_session(
     interval: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     async with open_channel(scheduler) as channel:
         stub = scheduler_pb2_grpc.SchedulerStub(channel)  # type: ignore[no-untyped-call]
-        call: _Call = stub.RegisterExecutor(_requests(registration, interval, leaving))
+        call: _Call = stub.RegisterExecutor(_requests(describe, interval, leaving))
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 session = (await _read(call)).session
@@ -109,19 +109,25 @@ async def _run_session(
 
 
 async def _requests(
-    registration: scheduler_pb2.ExecutorRegistration, interval: asyncio.Future[float], leaving: asyncio.Event
+    describe: Describe, interval: asyncio.Future[float], leaving: asyncio.Event
 ) -> AsyncIterator[scheduler_pb2.RegisterExecutorRequest]:
     """The registration, then heartbeats once their interval, in seconds, is known, and when it is time the wish to
     leave."""
-    yield scheduler_pb2.RegisterExecutorRequest(registration=registration)
+    yield scheduler_pb2.RegisterExecutorRequest(registration=describe())
     interval_s = await interval
     while not leaving.is_set():
         await _pause(interval_s, leaving)
-        yield scheduler_pb2.RegisterExecutorRequest(heartbeat=scheduler_pb2.Heartbeat())
+        yield _heartbeat(describe())
     yield scheduler_pb2.RegisterExecutorRequest(leave=scheduler_pb2.Leave())
     while True:
         await asyncio.sleep(interval_s)
-        yield scheduler_pb2.RegisterExecutorRequest(heartbeat=scheduler_pb2.Heartbeat())
+        yield _heartbeat(describe())
+
+
+def _heartbeat(description: scheduler_pb2.ExecutorRegistration) -> scheduler_pb2.RegisterExecutorRequest:
+    has_transfers = description.HasField("transfers")
+    heartbeat = scheduler_pb2.Heartbeat(transfers=description.transfers if has_transfers else None)
+    return scheduler_pb2.RegisterExecutorRequest(heartbeat=heartbeat)
 
 
 async def _pause(seconds: float, leaving: asyncio.Event) -> None:

@@ -13,9 +13,10 @@ from pagoda.executor.description import describe_layout
 from pagoda.executor.plan_arrays import PlanError, read_indices
 from pagoda.executor.runner import Runner
 from pagoda.executor.transfer.receiver import CurveKeys, Receiver
+from pagoda.executor.transfer.reports import Counters
 from pagoda.executor.transfer.sender import Sender
 from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u64
-from pagoda.v1 import step_pb2
+from pagoda.v1 import scheduler_pb2, step_pb2
 
 # Of the cache.
 _BLOCK_AXIS = 2
@@ -72,6 +73,12 @@ class Transfers:
             message.failed_pushes.add(number=number, reason=reason)
         return bool(arrivals or failures)
 
+    def stats(self) -> scheduler_pb2.TransferStats:
+        """What was sent and received since the start. Usable from any thread."""
+        return scheduler_pb2.TransferStats(
+            sent=_describe(self.sender.counters()), received=_describe(self.receiver.counters())
+        )
+
     def reset(self) -> None:
         """A session is over: nothing that was granted or pushed in it counts any more."""
         self.receiver.reset()
@@ -80,6 +87,17 @@ class Transfers:
     def close(self) -> None:
         self.sender.close()
         self.receiver.close()
+
+
+def _describe(counters: Counters) -> scheduler_pb2.TransferCounters:
+    return scheduler_pb2.TransferCounters(
+        blocks=counters.blocks,
+        bytes=counters.bytes,
+        seconds=counters.seconds,
+        failures={str(reason): count for reason, count in counters.failures.items()},
+        late_blocks=counters.late_blocks,
+        duplicate_blocks=counters.duplicate_blocks,
+    )
 
 
 def make_transfers(runner: Runner, listen: str | None, *, tcp_only: bool, encrypted: bool) -> Transfers | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,20 @@ class Address:
 
 def unix_address(path: Path) -> Address:
     return Address(path=str(path))
+
+
+def check_port(address: Address) -> None:
+    """Raises OSError, saying what to do, if nobody can listen there."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As Envoy does: connections that are still closing down do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+            probe.listen()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"cannot listen on {address}: {reason}; choose another with --port") from error
 
 
 def _is_ip(host: str) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 
 from pagoda.children import private_folder
-from pagoda.gateway.address import Address, unix_address
+from pagoda.gateway.address import Address, check_port, unix_address
 from pagoda.gateway.config import GatewayOptions
 from pagoda.gateway.process import EnvoyProcess
 from pagoda.gateway.render import render
@@ -26,20 +25,6 @@ def main(options: GatewayOptions) -> int:
     except OSError as error:
         logger.error("%s", error)
         return 1
-
-
-def check_port(address: Address) -> None:
-    """Raises OSError, saying what to do, if nobody can listen there."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As Envoy does: connections that are still closing down do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-            probe.listen()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OSError(f"cannot listen on {address}: {reason}; choose another with --port") from error
 
 
 async def _run(options: GatewayOptions) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pagoda.options import option
 from pagoda.scheduler.core.policies import POLICIES, check_policy
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ANY = ("*", "0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class SchedulerOptions:
         None,
         "ZeroMQ endpoint to publish on which KV blocks each executor holds: tcp on loopback, or ipc://path. "
         "Nothing is published if not given.",
+    )
+    cell_key_file: Path | None = option(
+        None,
+        "File with the cell's key, 64 hexadecimal digits. ZeroMQ endpoints are then encrypted, for those who have the "
+        "key, and may be on addresses that other hosts reach.",
     )
     max_num_waiting: int = option(1024, "Requests that may wait for an executor; more are refused.")
     enable_prefix_caching: bool = option(True, "Keep the KV blocks of ended requests for later ones that begin alike.")
@@ -59,13 +66,19 @@ class SchedulerOptions:
     heartbeat_timeout_s: float = option(10.0, "One that is silent for this many seconds is dropped.")
     step_timeout_s: float = option(600.0, "An executor that works on one step for this many seconds is dropped.")
     no_executor_timeout_s: float = option(60.0, "Requests end with an error after this many seconds without executors.")
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "Where to send OpenTelemetry traces, by gRPC, as in http://127.0.0.1:4317; needs pagoda[otel]. Default: what "
+        "OpenTelemetry's own variables say, else nowhere.",
+    )
     log_level: str = option("info", "Least severe log lines to write.", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
-        check_endpoint("executor_endpoint", self.executor_endpoint)
-        check_endpoint("tokenizer_endpoint", self.tokenizer_endpoint)
+        has_key = self.cell_key_file is not None
+        check_endpoint("executor_endpoint", self.executor_endpoint, encrypted=has_key)
+        check_endpoint("tokenizer_endpoint", self.tokenizer_endpoint, encrypted=has_key)
         if self.kv_events_endpoint is not None:
-            check_endpoint("kv_events_endpoint", self.kv_events_endpoint)
+            check_endpoint("kv_events_endpoint", self.kv_events_endpoint, encrypted=has_key, is_told=False)
             if not self.enable_prefix_caching:
                 raise ValueError("kv_events_endpoint needs enable_prefix_caching: without it no block can be found")
         check_policy(
@@ -87,8 +100,11 @@ class SchedulerOptions:
             )
 
 
-def check_endpoint(name: str, endpoint: str) -> None:
-    """Raises ValueError for a ZeroMQ endpoint that other hosts could reach: peers are not authenticated."""
+def check_endpoint(name: str, endpoint: str, *, encrypted: bool, is_told: bool = True) -> None:
+    """Raises ValueError for what is no ZeroMQ endpoint, and for one that other hosts could reach without encryption.
+
+    is_told: peers are told it as it is, so that it must be one they can connect to
+    """
     scheme, _, rest = endpoint.partition("://")
     if scheme == "ipc" and rest:
         return
@@ -96,8 +112,10 @@ def check_endpoint(name: str, endpoint: str) -> None:
         raise ValueError(f"{name} must be tcp://host:port or ipc://path, got {endpoint!r}")
     # "*" is ZeroMQ's word for any free port.
     host = urlsplit(f"tcp://{rest.removesuffix(':*')}").hostname
-    if host not in _LOOPBACK:
+    if host not in _LOOPBACK and not encrypted:
         raise ValueError(
             f"{name} {endpoint!r} would be open to other hosts without authentication; "
-            "bind it to 127.0.0.1, or use ipc://path"
+            "bind it to 127.0.0.1, use ipc://path, or give the cell a key (cell_key_file)"
         )
+    if is_told and host in _ANY:
+        raise ValueError(f"{name} {endpoint!r} is no address that a peer could connect to; name one of this host's")

@@ -13,6 +13,7 @@ from typing import assert_never
 import zmq
 
 from pagoda.rpc.arrays import pack_u32
+from pagoda.rpc.cell_key import CellKey
 from pagoda.scheduler.core.kv_events import (
     BlocksCleared,
     BlocksRemoved,
@@ -38,8 +39,11 @@ MAX_BLOCKS_PER_PART = 4096
 class KvEventPublisher:
     """Publishes what `events` collects, on a bound PUB socket."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        """Raises OSError when `endpoint` cannot be bound."""
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, key: CellKey | None = None) -> None:
+        """key: that subscribers must have
+
+        Raises OSError when `endpoint` cannot be bound.
+        """
         self.events = KvEvents()
         """The core tells them."""
         self._epoch = secrets.randbits(64)
@@ -47,6 +51,8 @@ class KvEventPublisher:
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if key:
+            key.protect_server(self._socket)
         self.endpoint = bind(self._socket, endpoint)
 
     def publish(self) -> None:

@@ -7,7 +7,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 import zmq
@@ -18,7 +18,11 @@ from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.engine import Engine
 from pagoda.scheduler.servicer import SchedulerServicer
 from pagoda.signals import stop_event
+from pagoda.tracing import tracing
 from pagoda.v1 import scheduler_pb2_grpc
+
+if TYPE_CHECKING:  # an optional package
+    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -33,25 +37,28 @@ def main(options: SchedulerOptions) -> int:
     """Runs until SIGINT or SIGTERM; returns the exit status."""
     configure_logging("scheduler", options.log_level)
     try:
-        return uvloop.run(_serve(options))
-    except OSError as error:
+        with tracing("scheduler", options.otlp_traces_endpoint) as tracer:
+            return uvloop.run(_serve(options, tracer))
+    except (OSError, ValueError) as error:
         logger.error("%s", error)
         return 1
 
 
-async def _serve(options: SchedulerOptions) -> int:
-    async with running_scheduler(options) as (engine, _):
+async def _serve(options: SchedulerOptions, tracer: Tracer | None) -> int:
+    async with running_scheduler(options, tracer) as (engine, _):
         ends: set[asyncio.Future[Any]] = {asyncio.create_task(stop_event().wait()), engine.failed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return 1 if engine.failed.done() else 0
 
 
 @asynccontextmanager
-async def running_scheduler(options: SchedulerOptions) -> AsyncIterator[tuple[Engine, ServiceServer]]:
+async def running_scheduler(
+    options: SchedulerOptions, tracer: Tracer | None = None
+) -> AsyncIterator[tuple[Engine, ServiceServer]]:
     """The service, serving inside the block. Raises OSError when an address cannot be bound."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        engine = Engine(options, context)
+        engine = Engine(options, context, tracer)
         server = ServiceServer(options.listen, ["pagoda.v1.Scheduler"])
         servicer = SchedulerServicer(engine, options)
         scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from typing import cast
 import zmq
 
 from pagoda.errors import UnavailableError
+from pagoda.rpc.cell_key import CellKey
 
 # Messages that may wait for one peer, each the outcome of one step. A peer that is this far behind is lost.
 SEND_HIGH_WATER_MARK = 4096
@@ -46,12 +47,17 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
 class Router:
     """One bound ROUTER socket. A peer's routing id is its session id."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        """Raises OSError when `endpoint` cannot be bound."""
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, key: CellKey | None = None) -> None:
+        """key: that peers must have
+
+        Raises OSError when `endpoint` cannot be bound.
+        """
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if key:
+            key.protect_server(self._socket)
         self.endpoint = bind(self._socket, endpoint)
 
     def on_readable(self, callback: Callable[[], None]) -> None:

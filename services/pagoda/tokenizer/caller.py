@@ -16,6 +16,8 @@ from pagoda.tokenizer.limits import MAX_LABEL_CHARS
 TIMEOUT_HEADER = "x-request-timeout-ms"
 
 _MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
+# Version 00 of https://www.w3.org/TR/trace-context, the only one there is.
+_TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Caller:
     client_id: `x-client-id`, which the gateway derives from the API key; "" without keys
     timeout_ms: `x-request-timeout-ms` as it was sent; None if it was not
     call_timeout_s: what the gRPC call itself has left; None: as long as it takes
+    traceparent: W3C trace context that this is a part of; "" if none was sent
     arrived_at: on the clock of `time.perf_counter`
     """
 
@@ -32,6 +35,7 @@ class Caller:
     client_id: str
     timeout_ms: str | None = None
     call_timeout_s: float | None = None
+    traceparent: str = ""
     arrived_at: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -44,6 +48,7 @@ class Caller:
             client_id=_label(metadata.get("x-client-id")),
             timeout_ms=None if timeout_ms is None else str(timeout_ms),
             call_timeout_s=context.time_remaining(),
+            traceparent=_traceparent(metadata.get("traceparent")),
         )
 
     def deadline(self) -> float | None:
@@ -77,3 +82,7 @@ def _label(value: str | bytes | None) -> str:
     if isinstance(value, str) and len(value) <= MAX_LABEL_CHARS and value.isascii() and value.isprintable():
         return value
     return ""
+
+
+def _traceparent(value: str | bytes | None) -> str:
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""

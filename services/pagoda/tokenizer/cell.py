@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from pagoda.errors import Code, PagodaError, ResourceExhaustedError, UnavailableError
 from pagoda.rpc.arrays import pack_u64, unpack_u32, unpack_u64
+from pagoda.rpc.cell_key import CellKey
 from pagoda.rpc.status import from_message
 from pagoda.tokenizer.session import SendMessage, run_session
 from pagoda.tokenizer.token_stream import CellRequest, TokenRequest, TokenStream
@@ -44,11 +45,13 @@ class Cell:
     scheduler: its gRPC address
     name: what it calls this tokenizer in its logs
     recovery_s: how long unfinished requests wait for a scheduler that went away, in seconds
+    key: of the cell, where it has one
     """
 
-    def __init__(self, scheduler: str, name: str, *, recovery_s: float = 30.0) -> None:
+    def __init__(self, scheduler: str, name: str, *, recovery_s: float = 30.0, key: CellKey | None = None) -> None:
         self.scheduler = scheduler
         self._name = name
+        self._key = key
         self._recovery_s = recovery_s
         self._keys = itertools.count(1)
         # Unfinished requests by key; those the scheduler of this session has not been told of, likewise.
@@ -83,7 +86,7 @@ class Cell:
         backoff_s = _FIRST_BACKOFF_S
         while True:
             try:
-                await run_session(self.scheduler, self._name, self)
+                await run_session(self.scheduler, self._name, self, self._key)
             except UnavailableError as error:
                 if self._send is not None:
                     backoff_s = _FIRST_BACKOFF_S
@@ -106,7 +109,8 @@ class Cell:
     def check_ready(self) -> None:
         """Raises UnavailableError while the cell cannot take requests."""
         if not self._status.ready:
-            raise UnavailableError("no executor of the model is ready to take requests; try again shortly")
+            message = "no executor of the model is ready to take requests; try again shortly"
+            raise UnavailableError(message, reason="NOT_READY")
 
     def end_all(self, error: PagodaError) -> None:
         """Ends every request with `error`."""

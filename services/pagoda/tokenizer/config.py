@@ -23,6 +23,7 @@ class TokenizerOptions:
     chat_template: str | None = option(
         None, "Jinja chat template, as a file or as it is, instead of the model's own.", metavar="FILE|TEMPLATE"
     )
+    cell_key_file: Path | None = option(None, "File with the key of the scheduler's cell, where it has one.")
     name: str = option("tokenizer", "What the scheduler's logs and metrics call this process.")
     max_num_requests: int = option(
         4096, "Completions in flight (prompts x n of every request); more are answered with RESOURCE_EXHAUSTED, 429."
@@ -32,6 +33,11 @@ class TokenizerOptions:
         30.0, "Seconds that running requests wait for a scheduler that went away, before they fail with UNAVAILABLE."
     )
     drain_s: float = option(30.0, "Seconds that running requests get to end when the service is told to stop.")
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "Where to send OpenTelemetry traces, by gRPC, as in http://127.0.0.1:4317; needs pagoda[otel]. Default: what "
+        "OpenTelemetry's own variables say, else nowhere.",
+    )
     log_level: str = option("info", "Least severe messages to log.", choices=LOG_LEVELS)
 
     def __post_init__(self) -> None:

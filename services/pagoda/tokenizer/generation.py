@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pagoda.errors import InternalError, InvalidArgumentError, PagodaError, ResourceExhaustedError
 from pagoda.tokenizer.cell import Cell
@@ -26,7 +27,11 @@ from pagoda.tokenizer.limits import completion_budget
 from pagoda.tokenizer.metrics import Metrics, RequestTimes
 from pagoda.tokenizer.prompts import EncodedPrompt, Prompt, PromptEncoder
 from pagoda.tokenizer.token_stream import TokenRequest, TokenStream
+from pagoda.tokenizer.traces import RequestTrace
 from pagoda.v1.common_pb2 import FinishReason, SamplingParams, Usage
+
+if TYPE_CHECKING:  # an optional package
+    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ class GenerationRequest:
     num_bytes: about how large the prompts are
     arrived_at: when the client's request came, on the clock of `time.perf_counter`
     deadline: on the same clock; what has not ended by then fails with DeadlineExceededError
+    traceparent: W3C trace context that it is a part of; may be empty
     """
 
     request_id: str
@@ -58,19 +64,24 @@ class GenerationRequest:
     num_bytes: int = 0
     arrived_at: float = field(default_factory=time.perf_counter)
     deadline: float | None = None
+    traceparent: str = ""
 
 
 class Engine:
     """Generates through one cell.
 
     max_num_requests: completions in flight; more are refused with ResourceExhaustedError
+    tracer: makes spans; None: nobody wants them
     """
 
-    def __init__(self, encoder: PromptEncoder, cell: Cell, metrics: Metrics, max_num_requests: int) -> None:
+    def __init__(
+        self, encoder: PromptEncoder, cell: Cell, metrics: Metrics, max_num_requests: int, tracer: Tracer | None = None
+    ) -> None:
         self.encoder = encoder
         self.cell = cell
         self.metrics = metrics
         self._max_num_requests = max_num_requests
+        self._tracer = tracer
         self._num_requests = 0
 
     @property
@@ -86,12 +97,14 @@ class Engine:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """Raises PagodaError for a prompt that does not fit, a full service, or a cell that is not ready."""
-        self.cell.check_ready()
-        with self._admit(len(request.prompts) * request.n):
+        with RequestTrace(self._tracer, request) as trace, self._admit(len(request.prompts) * request.n):
+            self.cell.check_ready()
             prompts = await self.encoder.encode(request.prompts, request.num_bytes, self.max_model_len)
-            token_requests = [each for prompt in prompts for each in self._token_requests(request, prompt)]
+            token_requests = [
+                each for prompt in prompts for each in self._token_requests(request, prompt, trace.traceparent)
+            ]
             async with self.cell.submit(token_requests, request.deadline) as stream:
-                generation = Generation(request, prompts, stream, self)
+                generation = trace.generation = Generation(request, prompts, stream, self)
                 try:
                     yield generation
                 except PagodaError:
@@ -121,7 +134,9 @@ class Engine:
         finally:
             self._num_requests -= count
 
-    def _token_requests(self, request: GenerationRequest, prompt: EncodedPrompt) -> list[TokenRequest]:
+    def _token_requests(
+        self, request: GenerationRequest, prompt: EncodedPrompt, traceparent: str
+    ) -> list[TokenRequest]:
         """The n completions of a prompt."""
         given = request.sampling
         max_tokens = given.max_tokens if given.HasField("max_tokens") else None
@@ -141,6 +156,7 @@ class Engine:
                     priority=request.priority,
                     cache_salt=request.cache_salt,
                     client_id=request.client_id,
+                    traceparent=traceparent,
                 )
             )
         return token_requests

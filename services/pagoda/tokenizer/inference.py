@@ -69,6 +69,7 @@ def _to_domain(request: pb.GenerateRequest, caller: Caller) -> GenerationRequest
         num_bytes=request.ByteSize(),
         arrived_at=caller.arrived_at,
         deadline=caller.deadline(),
+        traceparent=caller.traceparent,
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from pagoda.errors import UnavailableError
 from pagoda.logs import configure_logging
+from pagoda.rpc.cell_key import CellKey, read_cell_key
 from pagoda.rpc.server import ServiceServer
 from pagoda.signals import stop_event
 from pagoda.text import TextTokenizer
@@ -23,9 +25,13 @@ from pagoda.tokenizer.openai.servicer import OpenAIServicer
 from pagoda.tokenizer.prompts import PromptEncoder
 from pagoda.tokenizer.scheduler_state import StateReader
 from pagoda.tokenizer.servicer import TokenizerServicer
+from pagoda.tracing import tracing
 from pagoda.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from pagoda.v1.openai_pb2_grpc import add_OpenAIServicer_to_server
 from pagoda.v1.tokenizer_pb2_grpc import add_TokenizerServicer_to_server
+
+if TYPE_CHECKING:  # an optional package
+    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +46,14 @@ def main(options: TokenizerOptions) -> int:
     configure_logging(options.name, options.log_level)
     try:
         encoder = load_encoder(options)
+        key = read_cell_key(options.cell_key_file) if options.cell_key_file else None
     except (OSError, ValueError) as error:
         logger.error("%s", error)
         return 2
     try:
-        return uvloop.run(_serve(options, encoder))
-    except OSError as error:
+        with tracing(options.name, options.otlp_traces_endpoint) as tracer:
+            return uvloop.run(_serve(options, encoder, key, tracer))
+    except (OSError, ValueError) as error:
         logger.error("%s", error)
         return 1
 
@@ -64,8 +72,8 @@ def _chat_template(given: str | None) -> str | None:
     return Path(given).read_text(encoding="utf-8")
 
 
-async def _serve(options: TokenizerOptions, encoder: PromptEncoder) -> int:
-    service = TokenizerService(options, encoder)
+async def _serve(options: TokenizerOptions, encoder: PromptEncoder, key: CellKey | None, tracer: Tracer | None) -> int:
+    service = TokenizerService(options, encoder, key, tracer)
     await service.start()
     stopped = asyncio.create_task(stop_event().wait())
     ended, _ = await asyncio.wait([stopped, *service.tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -81,14 +89,20 @@ class TokenizerService:
     tasks: what it does in the background; none of them ends before `stop` unless something is broken
     """
 
-    def __init__(self, options: TokenizerOptions, encoder: PromptEncoder) -> None:
+    def __init__(
+        self,
+        options: TokenizerOptions,
+        encoder: PromptEncoder,
+        key: CellKey | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         assert options.model is not None
         root = options.model.resolve().name
         model = ServedModel(options.served_model_name or (root,), root)
         self._drain_s = options.drain_s
-        self._cell = Cell(options.scheduler, options.name, recovery_s=options.recovery_s)
+        self._cell = Cell(options.scheduler, options.name, recovery_s=options.recovery_s, key=key)
         self._scheduler = StateReader(options.scheduler)
-        self._engine = Engine(encoder, self._cell, Metrics(model.names[0]), options.max_num_requests)
+        self._engine = Engine(encoder, self._cell, Metrics(model.names[0]), options.max_num_requests, tracer)
         self._server = ServiceServer(options.listen, SERVICES)
         add_TokenizerServicer_to_server(TokenizerServicer(encoder, self._cell), self._server.grpc)  # type: ignore[no-untyped-call]
         add_InferenceServicer_to_server(InferenceServicer(self._engine, model), self._server.grpc)  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from zmq.utils.monitor import recv_monitor_message
 
 from pagoda.errors import UnavailableError
+from pagoda.rpc.cell_key import CellKey
 from pagoda.rpc.channel import open_channel
 from pagoda.v1.scheduler_pb2 import (
     CellStatus,
@@ -51,11 +52,12 @@ class SessionPeer(Protocol):
     def on_tokens(self, batch: TokenBatch) -> None: ...
 
 
-async def run_session(address: str, name: str, peer: SessionPeer) -> NoReturn:
+async def run_session(address: str, name: str, peer: SessionPeer, key: CellKey | None = None) -> NoReturn:
     """Registers at the scheduler and serves `peer` until the session is lost; UnavailableError tells why.
 
     address: the scheduler's gRPC address
     name: what the scheduler calls this tokenizer in its logs
+    key: of the cell, where it has one
     """
     async with open_channel(address) as channel:
         scheduler = SchedulerStub(channel)  # type: ignore[no-untyped-call]
@@ -64,7 +66,7 @@ async def run_session(address: str, name: str, peer: SessionPeer) -> NoReturn:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 session = await _register(call, name)
             logger.info("registered at the scheduler %s as session %s", address, session.session_id)
-            with _dealer(session) as socket:
+            with _dealer(session, key) as socket:
                 peer.on_open(_open_sender(socket))
                 await _run_until_one_fails(
                     _send_heartbeats(call, session.heartbeat_interval.ToMilliseconds() / 1000),
@@ -97,7 +99,7 @@ async def _read(call: _Call) -> Any:
 
 
 @contextmanager
-def _dealer(session: Session) -> Iterator[zmq.asyncio.Socket]:
+def _dealer(session: Session, key: CellKey | None) -> Iterator[zmq.asyncio.Socket]:
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     try:
         socket.setsockopt(zmq.ROUTING_ID, session.session_id.encode())
@@ -106,6 +108,8 @@ def _dealer(session: Session) -> Iterator[zmq.asyncio.Socket]:
         # would make the scheduler's socket drop tokens.
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
+        if key:
+            key.protect_client(socket)
         socket.connect(session.endpoint)
         yield socket
     finally:

@@ -30,6 +30,7 @@ class TokenRequest:
     request_id: what logs call it
     prompt: u32[], packed once for all completions of it
     sampling: with its seed
+    traceparent: W3C trace context that it is a part of; may be empty
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class TokenRequest:
     priority: int = 0
     cache_salt: bytes = b""
     client_id: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class CellRequest:
             cache_salt=request.cache_salt,
             client_id=request.client_id,
             timeout_s=self.stream.seconds_left(),
+            traceparent=request.traceparent,
         )
 
     def admitted(self, num_cached_tokens: int) -> None:

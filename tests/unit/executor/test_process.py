@@ -80,6 +80,23 @@ async def test_serves_until_sigterm(make_scheduler: Callable[..., Any], tiny_mod
             with pytest.raises(grpc.aio.AioRpcError, match="LoRA"):
                 await stub.LoadAdapter(executor_pb2.ExecutorLoadAdapterRequest())
         process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(scheduler.leaves.get(), 10) == session
+        scheduler.let_go.set()
+        code, err = await finished(process)
+        assert code == 0, err
+        assert "Traceback" not in err
+
+
+async def test_a_scheduler_that_does_not_let_go_is_left_in_the_end(
+    make_scheduler: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    listen = f"unix:{tmp_path}/executor.sock"
+    async with (
+        make_scheduler().running() as scheduler,
+        executor(model=str(tiny_model), scheduler=scheduler.address, listen=listen, drain_s=0.2) as process,
+    ):
+        await scheduler.receive()
+        process.send_signal(signal.SIGTERM)
         code, err = await finished(process)
         assert code == 0, err
         assert "Traceback" not in err
@@ -102,7 +119,6 @@ async def test_sigterm_while_loading(tiny_model: Path) -> None:
         ({"max_model_len": 65}, "--max-model-len is 65"),
         ({"num_gpu_blocks_override": 15}, "raise --num-gpu-blocks-override or lower --max-model-len"),
         ({"swap_space": 1e-9}, "--swap-space is 1e-09 GiB, less than one KV block, which takes 1,024 bytes"),
-        ({"role": "decode"}, "role decode is not served yet"),
     ],
 )
 async def test_says_what_to_change(tiny_model: Path, options: dict[str, Any], message: str) -> None:

@@ -104,8 +104,8 @@ class _Builder:
 
     def looked_up(self, name: str, rows: int, columns: int) -> Tensor:
         """This rank's rows, [rows / ranks, columns]: a view of the file where that has the dtype. A step reads a few
-        rows; to copy all of them takes long, because memory that nobody used before is slow (0.2 to 5 GB/s in a virtual
-        machine)."""
+        rows; to copy all of them takes long, because memory that nobody used before is slow (0.13 to 1.9 GB/s in a
+        virtual machine)."""
         return share(self._read(name, (rows, columns)), 0, self._ranks).to(self._device, self._dtype)
 
     def stacked(self, names: tuple[str, ...], rows: tuple[int, ...], *columns: int) -> Tensor:

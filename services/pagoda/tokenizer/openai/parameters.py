@@ -111,6 +111,7 @@ def to_generation(
         num_bytes=num_bytes,
         arrived_at=caller.arrived_at,
         deadline=caller.deadline(),
+        traceparent=caller.traceparent,
     )
 
 
