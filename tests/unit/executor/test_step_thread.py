@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import zmq
 import zmq.asyncio
 
 from pagoda.executor.step_thread import StepThread
+from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u64
 from pagoda.v1 import step_pb2
 
 
@@ -73,6 +75,9 @@ class Session:
     async def send(self, session_id: str, step: int) -> None:
         await self._router.send_multipart([session_id.encode(), step_pb2.StepPlan(step=step).SerializeToString()])
 
+    def hang_up(self) -> None:
+        self._router.close(linger=0)
+
     async def receive(self) -> step_pb2.ExecutorMessage:
         _, data = await asyncio.wait_for(self._router.recv_multipart(), 10)
         return step_pb2.ExecutorMessage.FromString(data)
@@ -113,6 +118,7 @@ async def test_leaving_waits_for_what_is_computed(tmp_path: Path) -> None:
         await it.send("a", 1)
         slow = await it.steps.next_launched()
         detached = asyncio.create_task(it.thread.detach())
+        await asyncio.sleep(0)  # it has asked
         slow.computed.set()
         await detached
         # What the old session launched is nothing to the new one.
@@ -133,4 +139,65 @@ async def test_a_step_that_fails_late_ends_the_session(tmp_path: Path) -> None:
         first.computed.set()
         second.computed.set()
         with pytest.raises(RuntimeError, match="illegal memory access"):
+            await asyncio.wait_for(ended, 10)
+
+
+class Letters:
+    """Orders whose news the test makes up, and which note what was asked of them."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self.applied: list[int] = []
+        self.resets = 0
+        self._arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    @property
+    def filenos(self) -> list[int]:
+        return [self._read]
+
+    def arrive(self, number: int) -> None:
+        self._arrived.put(number)
+        os.write(self._write, b"!")
+
+    def apply(self, plan: step_pb2.StepPlan) -> None:
+        self.applied.append(plan.step)
+
+    def add_news(self, message: step_pb2.ExecutorMessage) -> bool:
+        if self._arrived.empty():
+            return False
+        os.read(self._read, 1)
+        message.arrived_grants, message.arrived_counts = pack_u64([self._arrived.get()]), pack_u32([1])
+        return True
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+async def test_news_does_not_wait_for_a_step_that_nobody_asks_for(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        orders = it.thread.orders = Letters()
+        await it.attach("a")
+        orders.arrive(7)
+        news = await it.receive()
+        assert unpack_u64(news.arrived_grants).tolist() == [7]
+        assert not news.HasField("result")
+
+
+async def test_orders_end_with_the_session(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        orders = it.thread.orders = Letters()
+        await it.attach("a")
+        await it.thread.detach()
+        assert (orders.resets, it.steps.resets) == (1, 1)
+
+
+async def test_a_broken_connection_ends_the_session(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        ended = await it.attach("a")
+        it.hang_up()
+        with pytest.raises(ConnectionError, match="the connection for steps was lost"):
             await asyncio.wait_for(ended, 10)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagoda.executor.transfer.block_memory import BlockMemory, DeviceBlocks, HostBlocks, block_memory
+from pagoda.executor.transfer.block_memory import BlockMemory, DeviceBlocks, NativeBlocks, NumpyBlocks, block_memory
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
@@ -20,12 +20,19 @@ CACHES = [
 ]
 
 
+def parts(cache: Tensor, axis: int) -> Tensor:
+    return cache.view(int(np.prod(cache.shape[:axis])), cache.shape[axis], -1).view(torch.uint8)
+
+
+def numpy_blocks(cache: Tensor, axis: int) -> BlockMemory:
+    return NumpyBlocks(parts(cache, axis))
+
+
 def device_blocks(cache: Tensor, axis: int) -> BlockMemory:
-    parts = cache.view(int(np.prod(cache.shape[:axis])), cache.shape[axis], -1).view(torch.uint8)
-    return DeviceBlocks(parts)
+    return DeviceBlocks(parts(cache, axis))
 
 
-@pytest.fixture(params=[block_memory, device_blocks], ids=["host", "device"])
+@pytest.fixture(params=[block_memory, numpy_blocks, device_blocks], ids=["native", "numpy", "device"])
 def make(request: pytest.FixtureRequest) -> Callable[[Tensor, int], BlockMemory]:
     made: Callable[[Tensor, int], BlockMemory] = request.param
     return made
@@ -67,7 +74,7 @@ def test_a_cache_on_a_gpu() -> None:
     source, target = numbers((3, 2, 9, 4, 2, 8), torch.bfloat16, "cuda"), torch.zeros((3, 2, 9, 4, 2, 8)).bfloat16()
     reader, writer = block_memory(source, 2), block_memory(target, 2)
     assert isinstance(reader, DeviceBlocks)
-    assert isinstance(writer, HostBlocks)
+    assert isinstance(writer, NativeBlocks)
     piece = np.zeros(2 * reader.block_bytes, np.uint8)
     reader.read(np.array([8, 3]), piece)
     writer.write(np.array([0, 1]), piece)
