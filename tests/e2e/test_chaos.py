@@ -175,9 +175,13 @@ async def test_streams_go_on_whatever_happens(capsys: pytest.CaptureFixture[str]
             )
 
         await asyncio.to_thread(poll, idle, 60, f"nothing is left running, and no block is lost; {cell.state()}")
+        state = cell.state()
+        assert state is not None
+        mean_recovery_s = state.recovery_s / state.recoveries_done if state.recoveries_done else 0.0
         with capsys.disabled():
             print(
                 f"\n{load.num_answers} answers, {load.num_tokens} tokens, {load.num_refused} refused; "
                 f"{dict(chaos.counts)}, {cell.num_restarts} restarts; "
-                f"longest gap {load.longest_gap_s:.2f} s, undisturbed {calm_gap_s:.2f} s"
+                f"longest gap {load.longest_gap_s:.2f} s, undisturbed {calm_gap_s:.2f} s; {state.recoveries_done} "
+                f"recoveries since the scheduler's last start, in {mean_recovery_s:.3f} s on average"
             )

@@ -82,7 +82,8 @@ def test_the_answers_are_those_of_one_executor(undisturbed: list[list[str]], fla
         state = server.state()
         assert state.recoveries == state.moves_failed == 0
         if "--prefill-executors" in flags:
-            assert state.remote_prefills >= len(PROMPTS)
+            # All but those for which the others have too much to do.
+            assert state.remote_prefills >= len(PROMPTS) // 2
             assert state.moves_done == state.remote_prefills
 
 

@@ -28,7 +28,7 @@ BLOCK_STATE_SHARED: BlockState
 BLOCK_STATE_MIXED: BlockState
 
 class SchedulerGenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "sampling", "priority", "cache_salt", "client_id", "timeout_s")
+    __slots__ = ("request_id", "prompt_token_ids", "sampling", "priority", "cache_salt", "client_id", "timeout_s", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class SchedulerGenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: _common_pb2.SamplingParams
@@ -43,7 +44,8 @@ class SchedulerGenerateRequest(_message.Message):
     cache_salt: bytes
     client_id: str
     timeout_s: float
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., client_id: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., client_id: _Optional[str] = ..., timeout_s: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class SchedulerGenerateResponse(_message.Message):
     __slots__ = ("token_ids", "finish_reason", "usage")
@@ -66,7 +68,7 @@ class RegisterExecutorRequest(_message.Message):
     def __init__(self, registration: _Optional[_Union[ExecutorRegistration, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
 
 class ExecutorRegistration(_message.Message):
-    __slots__ = ("name", "role", "model", "kv_layout", "max_num_seqs", "max_num_batched_tokens", "host_memory", "transfer_endpoints")
+    __slots__ = ("name", "role", "model", "kv_layout", "max_num_seqs", "max_num_batched_tokens", "host_memory", "transfer_endpoints", "transfers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +77,7 @@ class ExecutorRegistration(_message.Message):
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HOST_MEMORY_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: _common_pb2.ExecutorRole
     model: _common_pb2.ModelInfo
@@ -83,7 +86,8 @@ class ExecutorRegistration(_message.Message):
     max_num_batched_tokens: int
     host_memory: HostMemory
     transfer_endpoints: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., host_memory: _Optional[_Union[HostMemory, _Mapping]] = ..., transfer_endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
+    transfers: TransferStats
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., host_memory: _Optional[_Union[HostMemory, _Mapping]] = ..., transfer_endpoints: _Optional[_Iterable[str]] = ..., transfers: _Optional[_Union[TransferStats, _Mapping]] = ...) -> None: ...
 
 class HostMemory(_message.Message):
     __slots__ = ("num_blocks", "swap_only")
@@ -94,8 +98,41 @@ class HostMemory(_message.Message):
     def __init__(self, num_blocks: _Optional[int] = ..., swap_only: bool = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("transfers",)
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    transfers: TransferStats
+    def __init__(self, transfers: _Optional[_Union[TransferStats, _Mapping]] = ...) -> None: ...
+
+class TransferStats(_message.Message):
+    __slots__ = ("sent", "received")
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    sent: TransferCounters
+    received: TransferCounters
+    def __init__(self, sent: _Optional[_Union[TransferCounters, _Mapping]] = ..., received: _Optional[_Union[TransferCounters, _Mapping]] = ...) -> None: ...
+
+class TransferCounters(_message.Message):
+    __slots__ = ("blocks", "bytes", "seconds", "failures", "late_blocks", "duplicate_blocks")
+    class FailuresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    LATE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    bytes: int
+    seconds: float
+    failures: _containers.ScalarMap[str, int]
+    late_blocks: int
+    duplicate_blocks: int
+    def __init__(self, blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., failures: _Optional[_Mapping[str, int]] = ..., late_blocks: _Optional[int] = ..., duplicate_blocks: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
@@ -198,7 +235,14 @@ class WatchStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SchedulerState, _Mapping]] = ...) -> None: ...
 
 class SchedulerState(_message.Message):
-    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "requests_expired", "offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks", "uptime_s", "policy", "oldest_waiting_s", "waiting_clients", "remote_prefills", "moves_begun", "moves_done", "moves_failed", "moved_blocks")
+    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "requests_expired", "offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks", "uptime_s", "policy", "oldest_waiting_s", "waiting_clients", "remote_prefills", "moves_begun", "moves_done", "moves_failed", "moved_blocks", "move_failures", "move_wait_s", "local_prefills", "recoveries_done", "recovery_s", "transferred_blocks", "transferred_bytes", "transfers")
+    class MoveFailuresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -229,6 +273,14 @@ class SchedulerState(_message.Message):
     MOVES_DONE_FIELD_NUMBER: _ClassVar[int]
     MOVES_FAILED_FIELD_NUMBER: _ClassVar[int]
     MOVED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    MOVE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_PREFILLS_FIELD_NUMBER: _ClassVar[int]
+    RECOVERIES_DONE_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERRED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERRED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     model: _common_pb2.ModelInfo
     lanes: _containers.RepeatedCompositeFieldContainer[LaneState]
     num_waiting: int
@@ -259,7 +311,23 @@ class SchedulerState(_message.Message):
     moves_done: int
     moves_failed: int
     moved_blocks: int
-    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ..., requests_expired: _Optional[int] = ..., offloaded_blocks: _Optional[int] = ..., loaded_blocks: _Optional[int] = ..., merged_blocks: _Optional[int] = ..., copied_blocks: _Optional[int] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., oldest_waiting_s: _Optional[float] = ..., waiting_clients: _Optional[_Iterable[_Union[WaitingClient, _Mapping]]] = ..., remote_prefills: _Optional[int] = ..., moves_begun: _Optional[int] = ..., moves_done: _Optional[int] = ..., moves_failed: _Optional[int] = ..., moved_blocks: _Optional[int] = ...) -> None: ...
+    move_failures: _containers.ScalarMap[str, int]
+    move_wait_s: float
+    local_prefills: int
+    recoveries_done: int
+    recovery_s: float
+    transferred_blocks: int
+    transferred_bytes: int
+    transfers: _containers.RepeatedCompositeFieldContainer[ExecutorTransfers]
+    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ..., requests_expired: _Optional[int] = ..., offloaded_blocks: _Optional[int] = ..., loaded_blocks: _Optional[int] = ..., merged_blocks: _Optional[int] = ..., copied_blocks: _Optional[int] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., oldest_waiting_s: _Optional[float] = ..., waiting_clients: _Optional[_Iterable[_Union[WaitingClient, _Mapping]]] = ..., remote_prefills: _Optional[int] = ..., moves_begun: _Optional[int] = ..., moves_done: _Optional[int] = ..., moves_failed: _Optional[int] = ..., moved_blocks: _Optional[int] = ..., move_failures: _Optional[_Mapping[str, int]] = ..., move_wait_s: _Optional[float] = ..., local_prefills: _Optional[int] = ..., recoveries_done: _Optional[int] = ..., recovery_s: _Optional[float] = ..., transferred_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[ExecutorTransfers, _Mapping]]] = ...) -> None: ...
+
+class ExecutorTransfers(_message.Message):
+    __slots__ = ("name", "stats")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    stats: TransferStats
+    def __init__(self, name: _Optional[str] = ..., stats: _Optional[_Union[TransferStats, _Mapping]] = ...) -> None: ...
 
 class WaitingClient(_message.Message):
     __slots__ = ("client_id", "num_waiting")
@@ -270,7 +338,7 @@ class WaitingClient(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., num_waiting: _Optional[int] = ...) -> None: ...
 
 class LaneState(_message.Message):
-    __slots__ = ("session_id", "name", "role", "kv_layout", "max_num_seqs", "num_running", "num_free_blocks", "num_cached_blocks", "num_referenced_blocks", "steps", "last_forward_ns", "max_num_batched_tokens", "num_decoding", "num_prefilling", "steps_in_flight", "max_steps_in_flight", "num_host_blocks", "num_used_host_blocks", "recent_steps", "block_map", "num_arriving", "leaving")
+    __slots__ = ("session_id", "name", "role", "kv_layout", "max_num_seqs", "num_running", "num_free_blocks", "num_cached_blocks", "num_referenced_blocks", "steps", "last_forward_ns", "max_num_batched_tokens", "num_decoding", "num_prefilling", "steps_in_flight", "max_steps_in_flight", "num_host_blocks", "num_used_host_blocks", "recent_steps", "block_map", "num_arriving", "leaving", "transfers")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +361,7 @@ class LaneState(_message.Message):
     BLOCK_MAP_FIELD_NUMBER: _ClassVar[int]
     NUM_ARRIVING_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     name: str
     role: _common_pb2.ExecutorRole
@@ -315,7 +384,8 @@ class LaneState(_message.Message):
     block_map: BlockMap
     num_arriving: int
     leaving: bool
-    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_referenced_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., last_forward_ns: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., steps_in_flight: _Optional[int] = ..., max_steps_in_flight: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., num_used_host_blocks: _Optional[int] = ..., recent_steps: _Optional[_Union[RecentSteps, _Mapping]] = ..., block_map: _Optional[_Union[BlockMap, _Mapping]] = ..., num_arriving: _Optional[int] = ..., leaving: bool = ...) -> None: ...
+    transfers: TransferStats
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.ExecutorRole, str]] = ..., kv_layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., max_num_seqs: _Optional[int] = ..., num_running: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_referenced_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., last_forward_ns: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., num_decoding: _Optional[int] = ..., num_prefilling: _Optional[int] = ..., steps_in_flight: _Optional[int] = ..., max_steps_in_flight: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., num_used_host_blocks: _Optional[int] = ..., recent_steps: _Optional[_Union[RecentSteps, _Mapping]] = ..., block_map: _Optional[_Union[BlockMap, _Mapping]] = ..., num_arriving: _Optional[int] = ..., leaving: bool = ..., transfers: _Optional[_Union[TransferStats, _Mapping]] = ...) -> None: ...
 
 class RecentSteps(_message.Message):
     __slots__ = ("num_steps", "forward_p50_ns", "forward_p99_ns", "turnaround_p50_ns", "turnaround_p99_ns", "mean_num_rows", "mean_num_tokens")

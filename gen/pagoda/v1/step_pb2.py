@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pagoda.v1 import common_pb2 as pagoda_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pagoda/v1/step.proto\x12\tpagoda.v1\x1a\x16pagoda/v1/common.proto\"K\n\x10TokenizerMessage\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.pagoda.v1.NewRequest\x12\x0e\n\x06\x61\x62orts\x18\x02 \x01(\x0c\"\xc7\x02\n\nNewRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.pagoda.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x11\n\tclient_id\x18\x08 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12#\n\x05media\x18\n \x03(\x0b\x32\x14.pagoda.v1.MediaItem\x12\x18\n\x0b\x66orked_from\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12\x16\n\ttimeout_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_forked_fromB\x0c\n\n_timeout_s\"A\n\tMediaItem\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\x0c\"\x9d\x01\n\nTokenBatch\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12,\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x1a.pagoda.v1.FinishedRequest\x12,\n\x08\x61\x64mitted\x18\x05 \x03(\x0b\x32\x1a.pagoda.v1.AdmittedRequest\"9\n\x0f\x41\x64mittedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0f\x46inishedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.pagoda.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x10.pagoda.v1.ErrorB\x10\n\x0e_stop_token_id\"\x96\x01\n\x0f\x45xecutorMessage\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pagoda.v1.StepResult\x12\x16\n\x0e\x61rrived_grants\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61rrived_counts\x18\x03 \x01(\x0c\x12,\n\rfailed_pushes\x18\x04 \x03(\x0b\x32\x15.pagoda.v1.FailedPush\",\n\nFailedPush\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x9b\x03\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nended_rows\x18\x02 \x01(\x0c\x12(\n\x08offloads\x18\x03 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12&\n\x06\x63opies\x18\x04 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12%\n\x05loads\x18\x05 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12)\n\x0cstarted_rows\x18\x06 \x03(\x0b\x32\x13.pagoda.v1.RowStart\x12\x12\n\nblock_rows\x18\x07 \x01(\x0c\x12\x17\n\x0f\x62lock_positions\x18\x08 \x01(\x0c\x12\x11\n\tblock_ids\x18\t \x01(\x0c\x12\x12\n\nchunk_rows\x18\n \x01(\x0c\x12\x18\n\x10\x63hunk_num_tokens\x18\x0b \x01(\x0c\x12\x18\n\x10withdrawn_grants\x18\x0c \x01(\x0c\x12 \n\x06grants\x18\r \x03(\x0b\x32\x10.pagoda.v1.Grant\x12\x1f\n\x06pushes\x18\x0e \x03(\x0b\x32\x0f.pagoda.v1.Push\"=\n\x05Grant\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tblock_ids\x18\x02 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"T\n\x04Push\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x01(\x0c\"/\n\x0b\x42lockCopies\x12\x0f\n\x07sources\x18\x01 \x01(\x0c\x12\x0f\n\x07targets\x18\x02 \x01(\x0c\"\x84\x01\n\x08RowStart\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x01(\x0c\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.pagoda.v1.RowSampling\"]\n\x0bRowSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"O\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x12\n\nforward_ns\x18\x04 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pagoda/v1/step.proto\x12\tpagoda.v1\x1a\x16pagoda/v1/common.proto\"K\n\x10TokenizerMessage\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.pagoda.v1.NewRequest\x12\x0e\n\x06\x61\x62orts\x18\x02 \x01(\x0c\"\xdc\x02\n\nNewRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.pagoda.v1.SamplingParams\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x11\n\tclient_id\x18\x08 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12#\n\x05media\x18\n \x03(\x0b\x32\x14.pagoda.v1.MediaItem\x12\x18\n\x0b\x66orked_from\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12\x16\n\ttimeout_s\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0btraceparent\x18\r \x01(\tB\x0e\n\x0c_forked_fromB\x0c\n\n_timeout_s\"A\n\tMediaItem\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\x0c\"\x9d\x01\n\nTokenBatch\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x12\n\nnum_tokens\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12,\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x1a.pagoda.v1.FinishedRequest\x12,\n\x08\x61\x64mitted\x18\x05 \x03(\x0b\x32\x1a.pagoda.v1.AdmittedRequest\"9\n\x0f\x41\x64mittedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0f\x46inishedRequest\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.pagoda.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x10.pagoda.v1.ErrorB\x10\n\x0e_stop_token_id\"\x96\x01\n\x0f\x45xecutorMessage\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pagoda.v1.StepResult\x12\x16\n\x0e\x61rrived_grants\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61rrived_counts\x18\x03 \x01(\x0c\x12,\n\rfailed_pushes\x18\x04 \x03(\x0b\x32\x15.pagoda.v1.FailedPush\",\n\nFailedPush\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x9b\x03\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nended_rows\x18\x02 \x01(\x0c\x12(\n\x08offloads\x18\x03 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12&\n\x06\x63opies\x18\x04 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12%\n\x05loads\x18\x05 \x01(\x0b\x32\x16.pagoda.v1.BlockCopies\x12)\n\x0cstarted_rows\x18\x06 \x03(\x0b\x32\x13.pagoda.v1.RowStart\x12\x12\n\nblock_rows\x18\x07 \x01(\x0c\x12\x17\n\x0f\x62lock_positions\x18\x08 \x01(\x0c\x12\x11\n\tblock_ids\x18\t \x01(\x0c\x12\x12\n\nchunk_rows\x18\n \x01(\x0c\x12\x18\n\x10\x63hunk_num_tokens\x18\x0b \x01(\x0c\x12\x18\n\x10withdrawn_grants\x18\x0c \x01(\x0c\x12 \n\x06grants\x18\r \x03(\x0b\x32\x10.pagoda.v1.Grant\x12\x1f\n\x06pushes\x18\x0e \x03(\x0b\x32\x0f.pagoda.v1.Push\"=\n\x05Grant\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tblock_ids\x18\x02 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"T\n\x04Push\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x01(\x0c\"/\n\x0b\x42lockCopies\x12\x0f\n\x07sources\x18\x01 \x01(\x0c\x12\x0f\n\x07targets\x18\x02 \x01(\x0c\"\x84\x01\n\x08RowStart\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x1b\n\x13num_computed_tokens\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x01(\x0c\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.pagoda.v1.RowSampling\"]\n\x0bRowSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"O\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x12\n\nforward_ns\x18\x04 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,31 +35,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIZERMESSAGE']._serialized_start=59
   _globals['_TOKENIZERMESSAGE']._serialized_end=134
   _globals['_NEWREQUEST']._serialized_start=137
-  _globals['_NEWREQUEST']._serialized_end=464
-  _globals['_MEDIAITEM']._serialized_start=466
-  _globals['_MEDIAITEM']._serialized_end=531
-  _globals['_TOKENBATCH']._serialized_start=534
-  _globals['_TOKENBATCH']._serialized_end=691
-  _globals['_ADMITTEDREQUEST']._serialized_start=693
-  _globals['_ADMITTEDREQUEST']._serialized_end=750
-  _globals['_FINISHEDREQUEST']._serialized_start=753
-  _globals['_FINISHEDREQUEST']._serialized_end=903
-  _globals['_EXECUTORMESSAGE']._serialized_start=906
-  _globals['_EXECUTORMESSAGE']._serialized_end=1056
-  _globals['_FAILEDPUSH']._serialized_start=1058
-  _globals['_FAILEDPUSH']._serialized_end=1102
-  _globals['_STEPPLAN']._serialized_start=1105
-  _globals['_STEPPLAN']._serialized_end=1516
-  _globals['_GRANT']._serialized_start=1518
-  _globals['_GRANT']._serialized_end=1579
-  _globals['_PUSH']._serialized_start=1581
-  _globals['_PUSH']._serialized_end=1665
-  _globals['_BLOCKCOPIES']._serialized_start=1667
-  _globals['_BLOCKCOPIES']._serialized_end=1714
-  _globals['_ROWSTART']._serialized_start=1717
-  _globals['_ROWSTART']._serialized_end=1849
-  _globals['_ROWSAMPLING']._serialized_start=1851
-  _globals['_ROWSAMPLING']._serialized_end=1944
-  _globals['_STEPRESULT']._serialized_start=1946
-  _globals['_STEPRESULT']._serialized_end=2025
+  _globals['_NEWREQUEST']._serialized_end=485
+  _globals['_MEDIAITEM']._serialized_start=487
+  _globals['_MEDIAITEM']._serialized_end=552
+  _globals['_TOKENBATCH']._serialized_start=555
+  _globals['_TOKENBATCH']._serialized_end=712
+  _globals['_ADMITTEDREQUEST']._serialized_start=714
+  _globals['_ADMITTEDREQUEST']._serialized_end=771
+  _globals['_FINISHEDREQUEST']._serialized_start=774
+  _globals['_FINISHEDREQUEST']._serialized_end=924
+  _globals['_EXECUTORMESSAGE']._serialized_start=927
+  _globals['_EXECUTORMESSAGE']._serialized_end=1077
+  _globals['_FAILEDPUSH']._serialized_start=1079
+  _globals['_FAILEDPUSH']._serialized_end=1123
+  _globals['_STEPPLAN']._serialized_start=1126
+  _globals['_STEPPLAN']._serialized_end=1537
+  _globals['_GRANT']._serialized_start=1539
+  _globals['_GRANT']._serialized_end=1600
+  _globals['_PUSH']._serialized_start=1602
+  _globals['_PUSH']._serialized_end=1686
+  _globals['_BLOCKCOPIES']._serialized_start=1688
+  _globals['_BLOCKCOPIES']._serialized_end=1735
+  _globals['_ROWSTART']._serialized_start=1738
+  _globals['_ROWSTART']._serialized_end=1870
+  _globals['_ROWSAMPLING']._serialized_start=1872
+  _globals['_ROWSAMPLING']._serialized_end=1965
+  _globals['_STEPRESULT']._serialized_start=1967
+  _globals['_STEPRESULT']._serialized_end=2046
 # @@protoc_insertion_point(module_scope)

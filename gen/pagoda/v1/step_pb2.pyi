@@ -16,7 +16,7 @@ class TokenizerMessage(_message.Message):
     def __init__(self, requests: _Optional[_Iterable[_Union[NewRequest, _Mapping]]] = ..., aborts: _Optional[bytes] = ...) -> None: ...
 
 class NewRequest(_message.Message):
-    __slots__ = ("key", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "cache_salt", "client_id", "adapter", "media", "forked_from", "timeout_s")
+    __slots__ = ("key", "request_id", "token_ids", "num_prompt_tokens", "sampling", "priority", "cache_salt", "client_id", "adapter", "media", "forked_from", "timeout_s", "traceparent")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class NewRequest(_message.Message):
     MEDIA_FIELD_NUMBER: _ClassVar[int]
     FORKED_FROM_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     key: int
     request_id: str
     token_ids: bytes
@@ -41,7 +42,8 @@ class NewRequest(_message.Message):
     media: _containers.RepeatedCompositeFieldContainer[MediaItem]
     forked_from: int
     timeout_s: float
-    def __init__(self, key: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., client_id: _Optional[str] = ..., adapter: _Optional[str] = ..., media: _Optional[_Iterable[_Union[MediaItem, _Mapping]]] = ..., forked_from: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, key: _Optional[int] = ..., request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., client_id: _Optional[str] = ..., adapter: _Optional[str] = ..., media: _Optional[_Iterable[_Union[MediaItem, _Mapping]]] = ..., forked_from: _Optional[int] = ..., timeout_s: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class MediaItem(_message.Message):
     __slots__ = ("offset", "length", "content_hash")

@@ -66,6 +66,7 @@ class ServeOptions:
     decode_executors: int = option(0, "Number of executor processes that go on with requests handed on to them.")
     max_local_prefill_tokens: int = same_option(SchedulerOptions, "max_local_prefill_tokens")
     transfer: str = same_option(ExecutorOptions, "transfer", default="shm")
+    otlp_traces_endpoint: str | None = same_option(SchedulerOptions, "otlp_traces_endpoint")
     run_dir: Path | None = option(
         None, "Folder for sockets and for state.json, which lists processes and addresses. Default: a temporary one."
     )

@@ -68,7 +68,7 @@ async def _print_once(client: StateClient, interval_s: float) -> None:
     try:
         history.add(state := await client.ask(0))
         await asyncio.sleep(interval_s)
-        history.add(await client.ask(wanted_map_cells(len(state.lanes), width, None)))
+        history.add(await client.ask(wanted_map_cells(state, width, None)))
     finally:
         await client.close()
     # Better a "?" for a block of a map than no frame at all where the locale knows no such characters.
@@ -122,9 +122,8 @@ class LiveView:
 
     async def _ask(self) -> None:
         now = asyncio.get_running_loop().time
-        last = self._history.last
         try:
-            state = await self._client.ask(wanted_map_cells(len(last.lanes) if last else 0, *self._screen.size))
+            state = await self._client.ask(wanted_map_cells(self._history.last, *self._screen.size))
         except PagodaError as error:
             self._problem = error.message
         else:

@@ -63,14 +63,15 @@ class History:
         lanes = [_lane(state, session_id) for state in self.states]
         return [None if lane is None else value(lane) for lane in lanes]
 
-    def steps_per_s(self, session_id: str) -> float | None:
-        """Of a lane, between the last two states; None: it was not there, or there is only one state."""
+    def lane_rate(self, session_id: str, counter: Callable[[LaneState], float]) -> float | None:
+        """How fast a counter of a lane grew between the last two states, per second; None: the lane was not there, or
+        there is only one state."""
         if len(self.states) < 2:
             return None
         before, after = (_lane(self.states[position], session_id) for position in (-2, -1))
         if before is None or after is None:
             return None
-        return (after.steps - before.steps) / (self.states[-1].uptime_s - self.states[-2].uptime_s)
+        return (counter(after) - counter(before)) / (self.states[-1].uptime_s - self.states[-2].uptime_s)
 
     def _first_recent(self) -> SchedulerState:
         *earlier, last = self.states

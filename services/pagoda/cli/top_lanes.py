@@ -8,8 +8,8 @@ from functools import partial
 
 from pagoda.cli import top_text as text
 from pagoda.cli.top_history import History
+from pagoda.cli.top_pools import ROLES, has_pools
 from pagoda.cli.top_text import Line, Span
-from pagoda.v1.common_pb2 import ExecutorRole
 from pagoda.v1.scheduler_pb2 import BlockState, LaneState, SchedulerState
 
 # From this share of a bound on, it is worth a look.
@@ -24,11 +24,7 @@ _INDENT = "  "
 
 _LONGEST_NAME = 24
 
-_ROLES = {
-    ExecutorRole.EXECUTOR_ROLE_MIXED: "mixed",
-    ExecutorRole.EXECUTOR_ROLE_PREFILL: "prefill",
-    ExecutorRole.EXECUTOR_ROLE_DECODE: "decode",
-}
+_ROLES = list(ROLES)
 
 _CELLS: dict[int, Span] = {
     BlockState.BLOCK_STATE_FREE: Span("·", "dim"),
@@ -55,13 +51,13 @@ _LEGEND: Line = [
 
 
 def lane_lines(history: History, state: SchedulerState, width: int, height: int | None) -> list[Line]:
-    """At most `height` lines; None: all there are."""
-    lanes = list(state.lanes)
+    """At most `height` lines; None: all there are. Lanes of a role stand together."""
+    lanes = sorted(state.lanes, key=lambda lane: _ROLES.index(lane.role) if lane.role in _ROLES else len(_ROLES))
     if not lanes:
         return []
     room = (height if height is not None else 1_000_000) - 1
     details, has_maps = _choose_details(history, lanes, width, room)
-    titles, *rows = _table(history, lanes, width)
+    titles, *rows = _table(_columns(history, with_pools=has_pools(state)), lanes, width)
     if len(rows) > room:
         rows = rows[: max(room - 1, 0)]
         more = [[Span(f"and {len(lanes) - len(rows)} more executors", "dim")]]
@@ -163,9 +159,8 @@ class _Column:
     is_left: bool = False
 
 
-def _table(history: History, lanes: Sequence[LaneState], width: int) -> list[Line]:
-    """The titles, and a row per lane."""
-    columns = _columns(history)
+def _table(columns: list[_Column], lanes: Sequence[LaneState], width: int) -> list[Line]:
+    """The titles, and a row per lane, of as many columns as there is room for."""
     cells = {column: [column.cell(lane) for lane in lanes] for column in columns}
     widths = {column: max(len(column.title), *(len(cell.text) for cell in cells[column])) for column in columns}
     while len(columns) > 1 and sum(widths[column] + 1 for column in columns) - 1 > width:
@@ -183,10 +178,10 @@ def _join(row: Sequence[Span], columns: Sequence[_Column], widths: Sequence[int]
     return line[1:]
 
 
-def _columns(history: History) -> list[_Column]:
-    return [
+def _columns(history: History, *, with_pools: bool) -> list[_Column]:
+    columns = [
         _Column("EXECUTOR  ", 99, _name, is_left=True),
-        _Column("ROLE   ", 2, lambda lane: Span(_ROLES.get(lane.role, "-")), is_left=True),
+        _Column("ROLE   ", 10 if with_pools else 2, _role, is_left=True),
         _Column(" DEC+PRE/MAX", 8, _rows),
         _Column("PLANS", 4, lambda lane: Span(f"{lane.steps_in_flight}/{lane.max_steps_in_flight}")),
         _Column(" KV", 9, _kv),
@@ -196,11 +191,22 @@ def _columns(history: History) -> list[_Column]:
         _Column("  p99", 1, partial(_time, field="turnaround_p99_ns")),
         _Column("TOK/S", 5, partial(_tokens_per_s, history=history)),
     ]
+    if with_pools:
+        columns += [
+            _Column("ARR", 7, lambda lane: Span(str(lane.num_arriving))),
+            _Column("SENT B/S", 5, partial(_bytes_per_s, history=history, direction="sent")),
+            _Column("RECV B/S", 5, partial(_bytes_per_s, history=history, direction="received")),
+        ]
+    return columns
 
 
 def _name(lane: LaneState) -> Span:
     name = text.printable(lane.name or lane.session_id)
     return Span(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
+
+
+def _role(lane: LaneState) -> Span:
+    return Span("leaving", "warn") if lane.leaving else Span(ROLES.get(lane.role, "-"))
 
 
 def _rows(lane: LaneState) -> Span:
@@ -222,8 +228,12 @@ def _time(lane: LaneState, field: str) -> Span:
 
 def _tokens_per_s(lane: LaneState, history: History) -> Span:
     """Steps of the last interval, times the tokens of a recent step."""
-    steps_per_s = history.steps_per_s(lane.session_id)
+    steps_per_s = history.lane_rate(lane.session_id, lambda each: each.steps)
     return Span(text.rate(None if steps_per_s is None else steps_per_s * lane.recent_steps.mean_num_tokens))
+
+
+def _bytes_per_s(lane: LaneState, history: History, direction: str) -> Span:
+    return Span(text.rate(history.lane_rate(lane.session_id, lambda each: getattr(each.transfers, direction).bytes)))
 
 
 def _forward_ns(lane: LaneState) -> float | None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pagoda.cli import top_text as text
 from pagoda.cli.top_history import History
 from pagoda.cli.top_lanes import NEARLY_FULL, lane_lines, map_cells
+from pagoda.cli.top_pools import has_pools, moves, pools
 from pagoda.cli.top_text import Line, Span
 from pagoda.v1.scheduler_pb2 import SchedulerState
 
 _LABEL_WIDTH = 10
-# Lines above the lanes, at most.
-_CELL_LINES = 10
+# Lines above the lanes, at most, and those about pools among them.
+_CELL_LINES = 12
+_POOL_LINES = 2
 _SPARKLINE_WIDTH = 16
 
 # Counters that stand still as long as nothing out of the ordinary happens.
@@ -58,9 +60,12 @@ def render(history: History, connection: Connection, width: int, height: int | N
     return [text.clip(line, width) for line in lines[:height]]
 
 
-def wanted_map_cells(num_lanes: int, width: int, height: int | None) -> int:
-    """How many cells of each lane's block map a frame of that size has room for."""
-    return map_cells(num_lanes, width, None if height is None else height - _CELL_LINES)
+def wanted_map_cells(state: SchedulerState | None, width: int, height: int | None) -> int:
+    """How many cells of each lane's block map a frame of that size has room for, about a state like this one."""
+    if state is None:
+        return 0
+    num_cell_lines = _CELL_LINES if has_pools(state) else _CELL_LINES - _POOL_LINES
+    return map_cells(len(state.lanes), width, None if height is None else height - num_cell_lines)
 
 
 def _title(state: SchedulerState | None, width: int, hint: str) -> Line:
@@ -92,6 +97,10 @@ def _cell_lines(history: History, state: SchedulerState, width: int) -> list[Lin
         _row("tokens/s", _token_rates(history, width), width),
         _row("kv blocks", _blocks(history, state, width), width),
         _row("prefix", _prefix_cache(history, state), width),
+    ]
+    if has_pools(state):
+        lines += [_row("pools", pools(state), width), _row("moves", moves(history, state), width)]
+    lines += [
         _row("events", _events(history, state), width),
     ]
     return lines

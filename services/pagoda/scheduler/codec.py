@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from array import array
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ class ExecutorNews(NamedTuple):
 
 NO_NEWS = ExecutorNews()
 """The first message of a session."""
+
+_WORD = re.compile("[a-z_]{1,24}")
 
 
 def encode_plan(
@@ -91,10 +94,15 @@ def decode_executor_message(data: bytes) -> ExecutorNews:
         arrived = zip(
             unpack_u64(message.arrived_grants).tolist(), unpack_u32(message.arrived_counts).tolist(), strict=True
         )
-        failed = ((each.number, each.reason) for each in message.failed_pushes)
+        failed = ((each.number, failure_word(each.reason)) for each in message.failed_pushes)
         return ExecutorNews(result, tuple(arrived), tuple(failed))
     except (DecodeError, ValueError) as error:
         raise MalformedMessageError(f"not an ExecutorMessage: {error}") from error
+
+
+def failure_word(reason: str) -> str:
+    """An executor's reason for a failure, as it may stand in metrics."""
+    return reason if _WORD.fullmatch(reason) else "other"
 
 
 def decode_tokenizer_message(data: bytes, origin: str) -> tuple[list[Request], list[RequestKey]]:
@@ -144,6 +152,7 @@ def decode_generate(message: scheduler_pb2.SchedulerGenerateRequest, key: Reques
         cache_salt=message.cache_salt,
         client_id=message.client_id,
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
+        traceparent=message.traceparent,
     )
 
 
@@ -216,6 +225,7 @@ def _decode_request(message: step_pb2.NewRequest, origin: str) -> Request:
         media=tuple(MediaItem(item.offset, item.length, item.content_hash) for item in message.media),
         forked_from=RequestKey(origin, message.forked_from) if message.HasField("forked_from") else None,
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
+        traceparent=message.traceparent,
     )
 
 

@@ -13,10 +13,12 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import zmq
 
 from pagoda.errors import FailedPreconditionError, NotFoundError, PagodaError, UnavailableError
+from pagoda.rpc.cell_key import read_cell_key
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.core.request import End, FinishReason, Request, RequestKey
@@ -25,8 +27,13 @@ from pagoda.scheduler.core.spec import ExecutorRole, ModelSpec
 from pagoda.scheduler.handle import Handle
 from pagoda.scheduler.kv_event_publisher import KvEventPublisher
 from pagoda.scheduler.sessions import ExecutorSession, Session, TokenizerSession
+from pagoda.scheduler.traces import RequestTraces
+from pagoda.scheduler.transfers import TransferTotals
 from pagoda.scheduler.transport import PeerGoneError, Router
 from pagoda.v1 import kv_events_pb2, scheduler_pb2
+
+if TYPE_CHECKING:  # an optional package
+    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +44,16 @@ LOCAL = "local"
 class Engine:
     """The core, its sockets and its sessions."""
 
-    def __init__(self, options: SchedulerOptions, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Raises OSError when an endpoint cannot be bound."""
+    def __init__(
+        self, options: SchedulerOptions, context: zmq.Context[zmq.Socket[bytes]], tracer: Tracer | None = None
+    ) -> None:
+        """tracer: makes spans; None: nobody wants them
+
+        Raises OSError when an endpoint cannot be bound, and ValueError for a bad key.
+        """
+        key = read_cell_key(options.cell_key_file) if options.cell_key_file else None
         endpoint = options.kv_events_endpoint
-        self.kv_publisher = KvEventPublisher(context, endpoint) if endpoint else None
+        self.kv_publisher = KvEventPublisher(context, endpoint, key) if endpoint else None
         self.core = Scheduler(
             CoreOptions(
                 max_num_waiting=options.max_num_waiting,
@@ -60,9 +73,11 @@ class Engine:
         )
         self.executors: dict[str, ExecutorSession] = {}
         self.tokenizers: dict[str, TokenizerSession] = {}
-        self.executor_router = Router(context, options.executor_endpoint)
-        self.tokenizer_router = Router(context, options.tokenizer_endpoint)
+        self.transfers = TransferTotals()
+        self.executor_router = Router(context, options.executor_endpoint, key)
+        self.tokenizer_router = Router(context, options.tokenizer_endpoint, key)
         self._options = options
+        self._traces = RequestTraces(tracer) if tracer else None
         self._transfer_endpoints: dict[str, list[str]] = {}
         self._handles: dict[RequestKey, Handle] = {}
         # Requests of tokenizers that were never accepted, until the tokenizers have been told.
@@ -143,6 +158,11 @@ class Engine:
         else:
             session.close()
 
+    def note_transfers(self, session: ExecutorSession, stats: scheduler_pb2.TransferStats) -> None:
+        """What an executor has sent and received since its process started."""
+        self.transfers.add(session.name, session.transfers, stats)
+        session.transfers = stats
+
     def set_role(self, name: str, role: ExecutorRole) -> None:
         """name: of an executor, or its session's id. Raises NotFoundError, and FailedPreconditionError if several have
         that name."""
@@ -166,7 +186,7 @@ class Engine:
 
     def generate(self, request: Request) -> Handle:
         """Submits a request of this process. Raises PagodaError when it is refused."""
-        self.core.submit(request, self._loop.time())
+        self._accept(request)
         handle = self._handles[request.key] = Handle(request, self._abort_local)
         self._wake()
         return handle
@@ -251,10 +271,22 @@ class Engine:
         if request.key in self.core.requests:
             raise codec.MalformedMessageError(f"key {request.key.number} belongs to an unfinished request")
         try:
-            self.core.submit(request, self._loop.time())
+            self._accept(request)
+        except PagodaError:
+            self._refused.append(request)
+
+    def _accept(self, request: Request) -> None:
+        """Raises PagodaError, with which the request has ended, when it is refused."""
+        now = self._loop.time()
+        if self._traces:
+            self._traces.begin(request, now)
+        try:
+            self.core.submit(request, now)
         except PagodaError as error:
             request.end = End(FinishReason.ERROR, error=error)
-            self._refused.append(request)
+            if self._traces:
+                self._traces.end(request, now)
+            raise
 
     def _read_executors(self) -> None:
         for session_id, frames in self.executor_router.receive():
@@ -277,7 +309,7 @@ class Engine:
         now = self._loop.time()
         for number, reason in news.failed:
             logger.warning("executor %s could not push KV blocks: %s", session, reason)
-            self.core.note_failed(session.id, number, now)
+            self.core.note_failed(session.id, number, reason, now)
         for number, count in news.arrived:
             self.core.note_arrived(session.id, number, count)
         if news.result is not None:
@@ -327,6 +359,10 @@ class Engine:
                     self.tokenizer_router.send(session_id, codec.encode_token_batch(batch))
                 except PeerGoneError as error:
                     self._drop(session, error)
+        if self._traces and outputs.ended:
+            now = self._loop.time()
+            for request in outputs.ended:
+                self._traces.end(request, now)
 
     def _publish_status(self) -> None:
         is_ready, model = published = self.core.is_ready, self.core.model

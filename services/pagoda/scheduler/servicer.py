@@ -54,8 +54,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         with self._engine.executor(first.registration) as session:
             endpoint = self._engine.executor_router.endpoint
             yield pb.RegisterExecutorResponse(session=self._session(session.id, endpoint))
-            news = self._until_leave(requests, session)
-            with session.kept_alive_by(news, self._options.heartbeat_timeout_s):
+            messages = self._heed(requests, session)
+            with session.kept_alive_by(messages, self._options.heartbeat_timeout_s):
                 async for _ in session.statuses():
                     pass
 
@@ -111,11 +111,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
         return pb.ListAdaptersResponse()
 
-    async def _until_leave(
+    async def _heed(
         self, requests: AsyncIterator[pb.RegisterExecutorRequest], session: ExecutorSession
     ) -> AsyncIterator[pb.RegisterExecutorRequest]:
-        """The messages of an executor, of which one may say that it wants to leave."""
+        """The messages of an executor, which may count its transfers, and say that it wants to leave."""
         async for request in requests:
+            if request.heartbeat.HasField("transfers"):
+                self._engine.note_transfers(session, request.heartbeat.transfers)
             if request.HasField("leave"):
                 self._engine.begin_leaving(session)
             yield request

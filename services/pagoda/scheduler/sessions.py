@@ -76,6 +76,8 @@ class ExecutorSession(Session):
         super().__init__("executor", spec.name)
         self.spec = spec
         self.registration = registration
+        self.transfers = registration.transfers
+        """As it counted last."""
 
 
 class TokenizerSession(Session):

@@ -19,6 +19,7 @@ from pagoda.scheduler.core.blocks import BlockPool
 from pagoda.scheduler.core.lane import Lane, StepRecord
 from pagoda.scheduler.core.request import Request
 from pagoda.scheduler.engine import Engine
+from pagoda.scheduler.sessions import ExecutorSession
 from pagoda.v1 import scheduler_pb2
 
 # Most cells of a block map: more than fit any screen, and little enough for one message about many lanes.
@@ -39,10 +40,14 @@ def describe(engine: Engine, now: float, uptime_s: float, block_map_cells: int) 
         num_tokenizers=len(engine.tokenizers),
         uptime_s=uptime_s,
         policy=core.options.policy,
+        moves_failed=core.counters.moves_failed,
+        transferred_blocks=engine.transfers.num_blocks,
+        transferred_bytes=engine.transfers.num_bytes,
+        transfers=engine.transfers,
         **dataclasses.asdict(core.counters),
     )
     for lane in core.lanes.values():
-        described = _describe_lane(lane, engine.executors[lane.id].registration)
+        described = _describe_lane(lane, engine.executors[lane.id])
         if block_map_cells:
             described.block_map.CopyFrom(_describe_blocks(lane.pool, block_map_cells))
         state.lanes.append(described)
@@ -62,12 +67,12 @@ def _describe_waiting(requests: Iterable[Request], now: float, state: scheduler_
         state.waiting_clients.add(client_id=client_id, num_waiting=count)
 
 
-def _describe_lane(lane: Lane, registration: scheduler_pb2.ExecutorRegistration) -> scheduler_pb2.LaneState:
+def _describe_lane(lane: Lane, session: ExecutorSession) -> scheduler_pb2.LaneState:
     return scheduler_pb2.LaneState(
         session_id=lane.id,
-        name=registration.name,
+        name=session.name,
         role=codec.encode_role(lane.role),
-        kv_layout=registration.kv_layout,
+        kv_layout=session.registration.kv_layout,
         max_num_seqs=lane.spec.max_num_seqs,
         num_running=lane.num_running,
         num_free_blocks=lane.pool.num_free,
@@ -84,6 +89,7 @@ def _describe_lane(lane: Lane, registration: scheduler_pb2.ExecutorRegistration)
         num_used_host_blocks=lane.host.num_used if lane.host else 0,
         num_arriving=len(lane.arriving),
         leaving=lane.is_leaving,
+        transfers=session.transfers,
         recent_steps=describe_steps(lane.recent_steps) if lane.recent_steps else None,
     )
 

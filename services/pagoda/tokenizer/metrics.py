@@ -1,25 +1,21 @@
 """What /metrics shows, under vLLM's names where the meaning is the same, else under `pagoda:` ones.
 
-Times are measured in this process, from the arrival of the client's request. The scheduler's gauges and counters
+Times are measured in this process, from the arrival of the client's request. The scheduler's own (`scheduler_metrics`)
 are read by a `Scheduler.GetState` call at each scrape, and are absent while it is away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from pagoda.tokenizer.scheduler_metrics import MODEL_LABEL, SchedulerCollector
 from pagoda.v1.common_pb2 import FinishReason
 from pagoda.v1.scheduler_pb2 import SchedulerState
 
 if TYPE_CHECKING:
     from pagoda.tokenizer.completion import Completion, Delta
-
-_LABEL = "model_name"
 
 # Seconds.
 _FIRST_TOKEN_BUCKETS = (
@@ -63,14 +59,14 @@ class Metrics:
         # Time stamps beside every metric; Prometheus sees restarts without them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self._scheduler = _SchedulerCollector(model_name)
+        self._scheduler = SchedulerCollector(model_name)
         self.registry.register(self._scheduler)
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, [_LABEL], registry=self.registry).labels(model_name)
+            return Counter(name, text, [MODEL_LABEL], registry=self.registry).labels(model_name)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, [_LABEL], registry=self.registry, buckets=buckets).labels(model_name)
+            return Histogram(name, text, [MODEL_LABEL], registry=self.registry, buckets=buckets).labels(model_name)
 
         self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of requests that got their first token.")
         self.generation_tokens = counter("vllm:generation_tokens", "Generated tokens.")
@@ -92,7 +88,7 @@ class Metrics:
         self.request_generation_tokens = histogram(
             "vllm:request_generation_tokens", "Generated tokens per completion.", _LENGTH_BUCKETS
         )
-        labels = [_LABEL, "finished_reason"]
+        labels = [MODEL_LABEL, "finished_reason"]
         ended = Counter("vllm:request_success", "Completions by how they ended.", labels, registry=self.registry)
         self.ended = {reason: ended.labels(model_name, name) for reason, name in _FINISHED_REASONS.items()}
 
@@ -143,52 +139,3 @@ class RequestTimes:
     def left(self, reason: FinishReason) -> None:
         """A completion did not come to its end: its client went away, or it failed."""
         self._metrics.ended[reason].inc()
-
-
-class _SchedulerCollector(Collector):
-    """The scheduler's state of the scrape in progress."""
-
-    def __init__(self, model_name: str) -> None:
-        self.state: SchedulerState | None = None
-        self._model_name = model_name
-
-    def collect(self) -> Iterator[Metric]:
-        state = self.state
-        if state is None:
-            return
-        num_running = sum(lane.num_running for lane in state.lanes)
-        num_blocks = sum(lane.kv_layout.num_blocks for lane in state.lanes)
-        num_referenced = sum(lane.num_referenced_blocks for lane in state.lanes)
-        num_host_blocks = sum(lane.num_host_blocks for lane in state.lanes)
-        num_used_host_blocks = sum(lane.num_used_host_blocks for lane in state.lanes)
-        gauges = (
-            ("vllm:num_requests_running", "Requests in executors' batches.", num_running),
-            ("vllm:num_requests_waiting", "Requests in the scheduler's queue.", state.num_waiting),
-            ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 1 is all.", num_referenced / max(num_blocks, 1)),
-            (
-                "vllm:cpu_cache_usage_perc",
-                "Share of the KV blocks of host memory in use, 1 is all.",
-                num_used_host_blocks / max(num_host_blocks, 1),
-            ),
-            ("pagoda:oldest_waiting_seconds", "Time since the oldest waiting request came.", state.oldest_waiting_s),
-        )
-        for name, text, value in gauges:
-            gauge = GaugeMetricFamily(name, text, labels=[_LABEL])
-            gauge.add_metric([self._model_name], value)
-            yield gauge
-        counters = (
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", state.prefix_cache_queries),
-            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", state.prefix_cache_hits),
-            ("vllm:num_preemptions", "Requests that lost their blocks to others.", state.preemptions),
-            ("pagoda:requests_rejected", "Requests refused, as by a full queue.", state.requests_rejected),
-            ("pagoda:requests_expired", "Requests whose time was up before they were done.", state.requests_expired),
-            ("pagoda:requests_recovered", "Requests taken back from executors that were lost.", state.recoveries),
-            ("pagoda:offloaded_blocks", "KV blocks copied to host memory.", state.offloaded_blocks),
-            ("pagoda:loaded_blocks", "KV blocks copied back from host memory.", state.loaded_blocks),
-            ("pagoda:merged_blocks", "KV blocks given back for others of the same content.", state.merged_blocks),
-            ("pagoda:copied_blocks", "Partly filled KV blocks in whose copy requests went on.", state.copied_blocks),
-        )
-        for name, text, value in counters:
-            counter = CounterMetricFamily(name, text, labels=[_LABEL])
-            counter.add_metric([self._model_name], value)
-            yield counter

@@ -2,12 +2,14 @@
 
 Plans and results travel as bytes, as they do between processes. A plan is executed at once, for an executor runs its
 plans in order, and the result comes back when the test says so. What no row may read is NaN: memory to which nothing
-was written, and blocks that the core holds to be free.
+was written, and blocks that the core holds to be free. Blocks go from one executor to another as they do between
+processes, too, through shared memory or by TCP, in threads and in their own time.
 """
 
 from __future__ import annotations
 
 import math
+import select
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,12 +27,16 @@ from pagoda.executor.description import Description
 from pagoda.executor.kv_cache import HostMemory, KvLayout
 from pagoda.executor.loader import Model
 from pagoda.executor.runner import Runner, load_runner
+from pagoda.executor.transfers import Transfers, make_transfers
 from pagoda.scheduler import codec
 from pagoda.scheduler.core.kv_events import KvEvents
 from pagoda.scheduler.core.plan import StepPlan
 from pagoda.scheduler.core.request import End, Request, RequestKey
 from pagoda.scheduler.core.scheduler import CoreOptions, Scheduler
 from pagoda.v1 import scheduler_pb2, step_pb2
+
+# A push that takes longer than this does not arrive at all.
+_MOST_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Step(NamedTuple):
 
 
 class RealCell:
-    """Drives the core as the engine does."""
+    """Drives the core as the engine does. Executors that push blocks have threads, until `close`."""
 
     def __init__(self, served: Served, **options: Any) -> None:
         core_options = CoreOptions(blocks_ahead=0, **options)
@@ -134,6 +140,7 @@ class RealCell:
         self.core = Scheduler(core_options, KvEvents() if core_options.enable_prefix_caching else None)
         self.now = 100.0
         self.runners: dict[str, NanRunner] = {}
+        self.transfers: dict[str, Transfers] = {}
         self.in_flight: dict[str, deque[Step]] = {}
         self.tokens: dict[RequestKey, list[int]] = {}
         self.sampled_from: dict[RequestKey, list[Tensor]] = {}
@@ -148,25 +155,40 @@ class RealCell:
         """
         self._served = served
 
+    def close(self) -> None:
+        for transfers in self.transfers.values():
+            transfers.close()
+
     @property
     def counts(self) -> dict[str, int]:
         """What happened: the core's counters, and `work`."""
         return asdict(self.core.counters) | dict(self.work)
 
-    def join(self, name: str, shape: Shape) -> None:
+    def join(self, name: str, shape: Shape, *, role: str = "mixed", transfer: str | None = None) -> None:
+        """transfer: how blocks come to it, "auto" or "tcp"; None: not at all"""
         runner = NanRunner(self._served, shape)
         options = ExecutorOptions(
-            name=name, max_num_seqs=shape.max_num_seqs, max_num_batched_tokens=shape.max_num_batched_tokens
+            name=name,
+            role=role,
+            max_num_seqs=shape.max_num_seqs,
+            max_num_batched_tokens=shape.max_num_batched_tokens,
         )
-        registration = Description(options, runner).registration().SerializeToString()
+        transfers = None
+        if transfer:
+            transfers = make_transfers(runner, "tcp://127.0.0.1:*", tcp_only=transfer == "tcp", encrypted=False)
+            assert transfers
+            self.transfers[name] = transfers
+        registration = Description(options, runner, transfers).registration().SerializeToString()
         spec = codec.decode_lane(scheduler_pb2.ExecutorRegistration.FromString(registration))
         self.core.add_lane(name, spec)
         self.runners[name] = runner
         self.in_flight[name] = deque()
 
     def lose(self, name: str) -> None:
-        """An executor dies, and with it what its last steps brought."""
+        """An executor dies, and with it what its last steps brought, and what it was pushing or pushed."""
         del self.runners[name], self.in_flight[name]
+        if transfers := self.transfers.pop(name, None):
+            transfers.close()
         self.core.remove_lane(name, self.now)
         self._collect()
 
@@ -191,6 +213,8 @@ class RealCell:
             pass
         self.core.settle()
         was_busy = any(self.in_flight.values())
+        self._take_news(waits=not was_busy and len(self.core.moves) > 0)
+        was_busy |= len(self.core.moves) > 0
         for name, steps in self.in_flight.items():
             if steps:
                 self._answer(name)
@@ -203,7 +227,8 @@ class RealCell:
             pass
 
     def encode(self, plan: StepPlan) -> bytes:
-        return codec.encode_plan(plan)
+        endpoints = {name: transfers.endpoints for name, transfers in self.transfers.items()}
+        return codec.encode_plan(plan, endpoints, grant_timeout_s=_MOST_WAIT_S)
 
     def _plan(self) -> bool:
         """One step of the core. False: nothing was to be done."""
@@ -217,7 +242,10 @@ class RealCell:
         lane, runner = self.core.lanes[name], self.runners[name]
         flight = lane.flights[-1]
         requests = [lane.rows.requests[row] for row in flight.rows]
-        result = runner.execute(step_pb2.StepPlan.FromString(self.encode(plan)))
+        message = step_pb2.StepPlan.FromString(self.encode(plan))
+        if transfers := self.transfers.get(name):
+            transfers.apply(message)
+        result = runner.execute(message)
         self.in_flight[name].append(
             Step(
                 answer=step_pb2.ExecutorMessage(result=result).SerializeToString(),
@@ -236,17 +264,36 @@ class RealCell:
         step = self.in_flight[name].popleft()
         result = codec.decode_executor_message(step.answer).result
         assert result is not None
-        for key, state in zip(step.keys, step.sampled_from, strict=True):
-            if key not in self.ends:
+        lane = self.core.lanes[name]
+        # Others have left meanwhile: what they sampled counts no more.
+        live = lane.rows.live[lane.flights[0].rows]
+        for key, state, is_live in zip(step.keys, step.sampled_from, live, strict=True):
+            if is_live:
                 self.sampled_from[key].append(state)
         self.now += 0.001
         self.core.commit(name, result, self.now)
         self._collect()
-        lane = self.core.lanes[name]
         is_free = (lane.pool.ref_counts == 0) & ~lane.pool.cached_mask()
         # What was evicted early is read once more, by the next plan.
         is_free[[source for source, _ in lane.offloads]] = False
+        # What is pushed by the next plan is, too.
+        is_free[[block_id for push in lane.pushes for block_id in push.block_ids]] = False
         self.runners[name].erase(torch.from_numpy(is_free))
+
+    def _take_news(self, *, waits: bool) -> None:
+        """Of what has arrived and what has not. waits: until there is some"""
+        if waits:
+            filenos = [fileno for transfers in self.transfers.values() for fileno in transfers.filenos]
+            assert select.select(filenos, [], [], _MOST_WAIT_S)[0], "nothing comes of what was pushed"
+        for name, transfers in self.transfers.items():
+            message = step_pb2.ExecutorMessage()
+            if transfers.add_news(message):
+                news = codec.decode_executor_message(message.SerializeToString())
+                for number, word in news.failed:
+                    self.core.note_failed(name, number, word, self.now)
+                for number, count in news.arrived:
+                    self.core.note_arrived(name, number, count)
+        self._collect()
 
     def _collect(self) -> None:
         outputs = self.core.take_outputs()

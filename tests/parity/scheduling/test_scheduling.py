@@ -180,7 +180,13 @@ Fixture = Callable[[str, str], Any]
 
 
 def serve(requests: Traffic, cell: RealCell, name: str) -> None:
-    requests.run(cell, seed=list(WAYS).index(name), lose_after=WAYS[name].lose_after)
+    way = WAYS[name]
+
+    def meanwhile(turn: int) -> None:
+        if way.lose_after and turn == way.lose_after:
+            cell.lose("A")
+
+    requests.run(cell, seed=list(WAYS).index(name), meanwhile=meanwhile)
 
 
 @pytest.mark.parametrize(("name", "model", "dtype", "block_size"), RUNS)

@@ -153,10 +153,10 @@ class Traffic:
         reasons = [outcome.end.reason for outcome in self.expected.values()]
         assert min(reasons.count(FinishReason.STOP), reasons.count(FinishReason.LENGTH)) >= 2
 
-    def run(self, cell: RealCell, *, seed: int, lose_after: int = 0) -> None:
+    def run(self, cell: RealCell, *, seed: int, meanwhile: Callable[[int], object] = lambda turn: None) -> None:
         """Everything comes to `cell`, at times that depend on `seed`, and ends.
 
-        lose_after: turns until the executor "A" dies; 0: it does not
+        meanwhile: called before each turn, with its number
         """
         rng = random.Random(seed)
         due = {ask.key: rng.randrange(20) for ask in self.asks}
@@ -166,8 +166,7 @@ class Traffic:
             for ask in [ask for ask in to_come if self._is_due(ask, cell, due[ask.key] <= turn)]:
                 to_come.remove(ask)
                 cell.submit(ask.request(self.expected[ask.key].tokens[: ask.num_done]))
-            if lose_after and turn == lose_after:
-                cell.lose("A")
+            meanwhile(turn)
             cell.turn(waits=lambda: rng.random() < 0.7)
             for ask in self.asks:
                 if ask.abort_after and len(cell.tokens.get(ask.key, ())) >= ask.abort_after:

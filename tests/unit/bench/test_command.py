@@ -39,6 +39,20 @@ def test_a_run_and_its_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert first[part] == second[part]
 
 
+def test_pools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    assert exit_of(*FEW, "--prefill-executors", "1", "--decode-executors", "2", "--json", str(path)) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("1 x (1 prefill + 2 decode) x h100-8b, 20 generated requests")
+    assert "Moves between executors" in output
+    moves = json.loads(path.read_text())["moves"]
+    assert moves["remote_prefills"] == moves["moves_done"] == 20
+    # The prompts, of 1,024 tokens: 128 KiB each.
+    assert moves["moved_bytes"] == 20 * 1024 * 128 * 1024
+    assert exit_of(*FEW, "--executors-per-cell", "2") == 0
+    assert "Moves between executors" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("name", "magic"), [("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")])
 def test_a_plot(tmp_path: Path, name: str, magic: bytes) -> None:
     pytest.importorskip("matplotlib")
@@ -67,6 +81,10 @@ def test_without_matplotlib_the_extra_is_named(
         (["--clients", "a"], "'a' is not NAME:SHARE"),
         (["--executor-losses", "soon"], "'soon' is not SECONDS, SECONDS:COUNT or SECONDS:COUNT:ROLE"),
         (["--executor-joins", "1:0"], "a count of at least 1"),
+        (["--executor-joins", "1:1:reader"], "'1:1:reader' is not SECONDS, SECONDS:COUNT or SECONDS:COUNT:ROLE"),
+        (["--executors-per-cell", "0"], "executors_per_cell is 0; it must be at least 1 where no others"),
+        (["--decode-executors", "-1"], "decode_executors is -1; it must not be negative"),
+        (["--transfer-gb-per-s", "0"], "transfer_gb_per_s is 0.0; it must be more than 0"),
         (["--client-weights", "a=2"], "weights are for the policy fair"),
         (["--num-blocks", "4"], "the KV cache holds 64 tokens, fewer than max_model_len"),
         (["--random-prefix-len", "8192"], "leaves no room"),

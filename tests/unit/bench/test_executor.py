@@ -10,7 +10,7 @@ import pytest
 from pagoda.bench.scheduler.cost import CostModel
 from pagoda.bench.scheduler.executor import CountingExecutor
 from pagoda.bench.scheduler.trace import tokens_at
-from pagoda.scheduler.core.plan import BlockCopies, RowStart, StepPlan
+from pagoda.scheduler.core.plan import BlockCopies, Grant, Push, RowStart, StepPlan
 from pagoda.scheduler.core.request import Sampling
 from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
 
@@ -61,6 +61,27 @@ def test_rows_run_as_the_contract_says() -> None:
     assert seconds == 2 + 100 * (4 + 8) + 2 * 4 / 2
 
 
+def test_blocks_that_come_and_go() -> None:
+    executor = CountingExecutor(SPEC, COST)
+    # A step of nothing but orders.
+    result, seconds = executor.run(StepPlan(1, grants=[Grant(7, [3, 4, 5])]))
+    assert result.rows.tolist() == []
+    assert seconds == 0
+    assert executor.receive(Push(7, "x", 0, [9, 1])) == 2
+    assert executor.receive(Push(8, "x", 0, [9])) is None
+    assert executor.receive(Push(7, "x", 2, [0])) == 3
+    # What leaves is read and written once: 4 tokens a block, 100 s each.
+    _, seconds = executor.run(StepPlan(2, withdrawn=[7], pushes=[Push(1, "x", 0, [3, 4])]))
+    assert seconds == 2 * 2 * 4 * 100
+    assert executor.receive(Push(7, "x", 3, [0])) is None
+    # Its blocks can be granted again.
+    executor.run(StepPlan(3, grants=[Grant(8, [5])]))
+    with pytest.raises(AssertionError, match="more blocks than were granted"):
+        executor.receive(Push(8, "x", 0, [1, 2]))
+    with pytest.raises(AssertionError, match="in another order"):
+        executor.receive(Push(8, "x", 1, [1]))
+
+
 def test_block_tables_grow_and_change() -> None:
     executor = CountingExecutor(SPEC, COST)
     executor.run(StepPlan(1, started_rows=[start(0, 4, [0], num_computed=3)]))
@@ -86,6 +107,10 @@ def test_block_tables_grow_and_change() -> None:
             "19 tokens",
         ),
         (StepPlan(2, ended_rows=[0]), "at least one row"),
+        (StepPlan(2, withdrawn=[1]), "no grant 1"),
+        (StepPlan(2, grants=[Grant(1, [1]), Grant(1, [2])]), "there is a grant 1"),
+        (StepPlan(2, grants=[Grant(1, [1, 2]), Grant(2, [2])]), "granted twice"),
+        (StepPlan(2, pushes=[Push(1, "x", 0, [16])]), "a push from nowhere"),
         (StepPlan(2, copies=BlockCopies([1, 2], [3, 3])), "to one place"),
         (StepPlan(2, loads=BlockCopies([2], [3])), "from nowhere"),
         (StepPlan(2, offloads=BlockCopies([3], [2])), "to nowhere"),

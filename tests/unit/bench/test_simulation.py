@@ -16,11 +16,12 @@ from pagoda.bench.scheduler.fairness import fairness
 from pagoda.bench.scheduler.options import SimulationOptions
 from pagoda.bench.scheduler.recorder import Fate
 from pagoda.bench.scheduler.report import make_report
-from pagoda.bench.scheduler.simulation import Simulation
+from pagoda.bench.scheduler.simulation import Moment, Simulation
 from pagoda.bench.scheduler.trace import TraceRequest
 from pagoda.bench.scheduler.workload import generate
 from pagoda.scheduler.core.plan import RowStart, StepPlan
 from pagoda.scheduler.core.request import Sampling
+from pagoda.scheduler.core.spec import ExecutorRole
 
 Run = Callable[..., Simulation]
 
@@ -326,6 +327,111 @@ def test_many_executors(run_simulation: Run) -> None:
     assert (recorder.ended_s - recorder.sent_s).max() < 0.05 * 6
     report = make_report(simulation, options.objectives, {}, 1.0)
     assert report["cells"]["running_max"] > 400
+
+
+# One byte per token, 64 of them in a second, and an eighth of a second besides.
+POOLS = replace(
+    SMALL,
+    prefill_executors=1,
+    decode_executors=1,
+    max_plans_in_flight=1,
+    max_local_prefill_tokens=0,
+    weight_bytes=1e-30,
+    kv_bytes_per_token=1.0,
+    flops_per_token=1e-30,
+    attention_flops_per_pair=1e-30,
+    memory_bandwidth=1e30,
+    step_overhead_s=0.25,
+    transfer_gb_per_s=64e-9,
+    transfer_latency_us=125_000.0,
+)
+
+
+def test_a_request_moves_with_its_blocks(run_simulation: Run) -> None:
+    simulation = run_simulation(POOLS, trace=[TraceRequest(0.0, 32, 3)])
+    recorder = simulation.recorder
+    assert recorder.first_token_s[0] == 0.25
+    # Two blocks leave with the next step, and are half a second on their way; then there are two steps more.
+    assert recorder.ended_s[0] == pytest.approx(0.25 + 0.5 + 0.125 + 2 * 0.25)
+    assert recorder.longest_gap_s[0] == pytest.approx(0.5 + 0.125 + 0.25)
+    moves = make_report(simulation, POOLS.objectives, {}, 1.0)["moves"]
+    busy = {"busy_prefill": 0.5 / simulation.now, "busy_decode": 0.75 / simulation.now}
+    assert moves == pytest.approx(
+        {
+            "remote_prefills": 1,
+            "local_prefills": 0,
+            "moves_done": 1,
+            "moves_failed": 0,
+            "moved_bytes": 32,
+            "wait_mean_ms": 625.0,
+            **busy,
+        }
+    )
+
+
+def test_what_goes_the_same_way_goes_one_after_the_other(run_simulation: Run) -> None:
+    recorder = run_simulation(POOLS, trace=[TraceRequest(0.0, 32, 2), TraceRequest(0.0, 64, 2)]).recorder
+    assert recorder.first_token_s.tolist() == [0.25, 0.25]
+    assert recorder.ended_s == pytest.approx([0.25 + 0.5 + 0.125 + 0.25, 0.25 + 0.5 + 1.0 + 0.125 + 0.25])
+    two = replace(POOLS, decode_executors=2)
+    recorder = run_simulation(two, trace=[TraceRequest(0.0, 32, 2), TraceRequest(0.0, 64, 2)]).recorder
+    # Both still leave the same executor.
+    assert recorder.ended_s == pytest.approx([0.25 + 0.5 + 0.125 + 0.25, 0.25 + 0.5 + 1.0 + 0.125 + 0.25])
+
+
+@pytest.mark.parametrize(
+    ("role", "gap_s"),
+    [
+        # The other one goes on alone, at once.
+        ("prefill", 0.5),
+        # So it does, and has sent the second token, when the one that joined can be pushed to, with its next step: three
+        # blocks now.
+        ("decode", 0.25 + 0.75 + 0.125 + 0.25),
+    ],
+)
+def test_an_executor_dies_with_blocks_on_their_way(run_simulation: Run, role: str, gap_s: float) -> None:
+    options = replace(POOLS, executor_losses=(f"0.5:1:{role}",), executor_joins=(f"0.625:1:{role}",))
+    simulation = run_simulation(options, trace=[TraceRequest(0.0, 32, 8)])
+    counters = simulation.cells[0].scheduler.counters
+    assert (simulation.num_lost, counters.recoveries, counters.move_failures) == (1, 1, {"executor_lost": 1})
+    assert simulation.recorder.num_output_tokens[0] == 8
+    assert simulation.recorder.longest_gap_s[0] == pytest.approx(gap_s)
+    assert sorted(lane.role.name for lane in simulation.cells[0].lanes.values()) == ["DECODE", "PREFILL"]
+
+
+def test_pools_come_and_go(run_simulation: Run) -> None:
+    options = replace(
+        SMALL,
+        prefill_executors=2,
+        decode_executors=3,
+        executors_per_cell=1,
+        num_prompts=400,
+        request_rate=60.0,
+        random_input_len=200,
+        random_output_len=30,
+        length_distribution="lognormal",
+        num_blocks=160,
+        num_turns=2,
+        think_time_s=0.2,
+        executor_losses=("1:1:prefill", "2:2:decode", "3:2"),
+        executor_joins=("2.5:2:decode", "3.5:1:prefill", "4"),
+    )
+    simulation = run_simulation(options)
+    recorder, counters = simulation.recorder, simulation.cells[0].scheduler.counters
+    assert (recorder.fate == Fate.FINISHED).all()
+    assert simulation.num_lost == 5
+    assert counters.remote_prefills > 100
+    assert counters.moves_begun == counters.moves_done + counters.moves_failed
+    assert counters.moves_failed > 0
+    roles = [lane.role for lane in simulation.cells[0].lanes.values()]
+    assert len(roles) == 5
+    assert ExecutorRole.MIXED in roles
+
+
+def test_moments_name_a_role() -> None:
+    options = replace(SMALL, executor_losses=("1", "2:3"), executor_joins=("4:1:decode",))
+    assert options.cluster.losses == (Moment(1.0, 1, None), Moment(2.0, 3, None))
+    assert options.cluster.joins == (Moment(4.0, 1, ExecutorRole.DECODE),)
 
 
 def test_executors_are_not_lost_twice(run_simulation: Run) -> None:

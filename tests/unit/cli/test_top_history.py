@@ -14,6 +14,10 @@ def history_of(*states: Any, interval_s: float = 1.0) -> History:
     return history
 
 
+def steps_per_s(history: History, name: str) -> float | None:
+    return history.lane_rate(f"session of {name}", lambda lane: lane.steps)
+
+
 def test_rates_go_by_the_scheduler_s_clock(state_of: Any) -> None:
     history = history_of(
         state_of(10, generation_tokens=100), state_of(12, generation_tokens=300), state_of(12.5, generation_tokens=300)
@@ -27,7 +31,7 @@ def test_one_state_has_no_rate(state_of: Any, lane_of: Any) -> None:
     assert history_of().last is None
     history = history_of(state_of(10, lane_of(), generation_tokens=100))
     assert history.rate("generation_tokens") is None
-    assert history.steps_per_s("session of executor-0") is None
+    assert steps_per_s(history, "executor-0") is None
     assert history.recent("generation_tokens") == 0
     assert history.recent_s == 0
 
@@ -63,5 +67,5 @@ def test_lanes_come_and_go(state_of: Any, lane_of: Any) -> None:
         state_of(13, lane_of("b", steps=80)),
     )
     assert history.lane_values("session of a", lambda lane: lane.steps) == [1000, 1100, None]
-    assert history.steps_per_s("session of a") is None
-    assert history.steps_per_s("session of b") == 30
+    assert steps_per_s(history, "a") is None
+    assert steps_per_s(history, "b") == 30

@@ -138,9 +138,83 @@ events     none
 
 
 def test_an_executor_without_steps(state_of: Any, lane_of: Any) -> None:
-    lane = lane_of(forward_ms=None, role=common_pb2.EXECUTOR_ROLE_PREFILL)
+    lane = lane_of(forward_ms=None)
     row = frame(history_of(state_of(1, lane), state_of(2, lane)), 80, 24).splitlines()[9]
-    assert row.split() == ["executor-0", "prefill", "12+2/64", "1/2", "25%", "-", "-", "-", "-", "0"]
+    assert row.split() == ["executor-0", "mixed", "12+2/64", "1/2", "25%", "-", "-", "-", "-", "0"]
+
+
+@pytest.fixture
+def pools(state_of: Any, lane_of: Any) -> History:
+    """Requests move from one executor to two others, one of which leaves; a second between the two states."""
+
+    def moved(num_bytes: int) -> scheduler_pb2.TransferStats:
+        return scheduler_pb2.TransferStats(
+            sent=scheduler_pb2.TransferCounters(bytes=num_bytes),
+            received=scheduler_pb2.TransferCounters(bytes=num_bytes // 2),
+        )
+
+    decode, prefill = common_pb2.EXECUTOR_ROLE_DECODE, common_pb2.EXECUTOR_ROLE_PREFILL
+    first = state_of(
+        10, lane_of("d0", role=decode), lane_of("d1", role=decode), lane_of("p0", role=prefill, transfers=moved(1000))
+    )
+    second = state_of(
+        11,
+        lane_of("d0", role=decode, num_arriving=3),
+        lane_of("d1", role=decode, leaving=True),
+        lane_of("p0", role=prefill, transfers=moved(12_301_000)),
+        moves_begun=20,
+        moves_done=12,
+        moves_failed=5,
+        move_failures={"timeout": 1, "push_unreachable": 4},
+        transferred_bytes=12_300_000,
+        transferred_blocks=44,
+    )
+    return history_of(first, second)
+
+
+def test_pools(pools: History) -> None:
+    assert frame(pools, 120, 14) == (
+        """\
+pagoda top  llama bfloat16  fcfs  serving  up 11s                                                                q quits
+requests   42 running · 0 of 1,024 waiting · 2 tokenizers
+per second 0 admitted · 0 finished · 0 aborted · 0 rejected
+tokens/s        0 generated                ▁ ·      0 prompt                ▁
+kv blocks  25% held · 50% cached · 25% free of 3,000 ·               ▃▃
+prefix     - of prompt tokens found · - in the last 1s
+pools      1 prefill: 14 running · 2 decode: 28 running, 3 arriving, 1 leaving
+moves      12/s · 12.3MB/s · 44 blocks/s · 12 done · 5 failed (+5) · push_unreachable 4 · timeout 1
+events     none
+
+EXECUTOR   ROLE     DEC+PRE/MAX PLANS  KV STEP p50    p99 TURN p50    p99 TOK/S ARR SENT B/S RECV B/S
+p0         prefill      12+2/64   1/2 25%   12.5ms 14.1ms    850us 2.00ms     0   0    12.3M    6.15M
+d0         decode       12+2/64   1/2 25%   12.5ms 14.1ms    850us 2.00ms     0   3        0        0
+d1         leaving      12+2/64   1/2 25%   12.5ms 14.1ms    850us 2.00ms     0   0        0        0"""
+    )
+
+
+def test_pools_in_a_usual_terminal(pools: History) -> None:
+    assert frame(pools, 80, 14) == (
+        """\
+pagoda top  llama bfloat16  fcfs  serving  up 11s                        q quits
+requests   42 running · 0 of 1,024 waiting · 2 tokenizers
+per second 0 admitted · 0 finished · 0 aborted · 0 rejected
+tokens/s        0 generated                ▁ ·      0 prompt                ▁
+kv blocks  25% held · 50% cached · 25% free of 3,000 ·               ▃▃
+prefix     - of prompt tokens found · - in the last 1s
+pools      1 prefill: 14 running · 2 decode: 28 running, 3 arriving, 1 leaving
+moves      12/s · 12.3MB/s · 44 blocks/s · 12 done · 5 failed (+5)
+events     none
+
+EXECUTOR   ROLE     DEC+PRE/MAX  KV STEP p50    p99 TOK/S ARR SENT B/S RECV B/S
+p0         prefill      12+2/64 25%   12.5ms 14.1ms     0   0    12.3M    6.15M
+d0         decode       12+2/64 25%   12.5ms 14.1ms     0   3        0        0
+d1         leaving      12+2/64 25%   12.5ms 14.1ms     0   0        0        0"""
+    )
+
+
+def test_an_executor_that_leaves_stands_out(pools: History) -> None:
+    lines = render(pools, CONNECTED, 80, 24)
+    assert [span.text for line in lines for span in line if span.style == "warn"] == [", 1 leaving", "leaving"]
 
 
 def test_away_before_there_was_a_state() -> None:
@@ -186,16 +260,19 @@ def test_wide_terminals_have_room_for_totals(state_of: Any, lane_of: Any) -> Non
     ) in frame(history_of(state), 200, 50)
 
 
+@pytest.mark.parametrize("lane_fields", [{}, {"role": common_pb2.EXECUTOR_ROLE_DECODE}], ids=["mixed", "pools"])
 @pytest.mark.parametrize("num_lanes", [0, 1, 2, 3, 5, 40])
 @pytest.mark.parametrize(
     "size", [(80, 24), (1, 1), (2, 3), (12, 8), (40, 10), (79, 30), (132, 43), (500, 200), (80, None)]
 )
-def test_every_size(state_of: Any, lane_of: Any, num_lanes: int, size: tuple[int, int | None]) -> None:
+def test_every_size(
+    state_of: Any, lane_of: Any, lane_fields: dict[str, Any], num_lanes: int, size: tuple[int, int | None]
+) -> None:
     """Nothing is too wide or too high, and the block maps fit where as many cells came as were asked for."""
-    num_cells = wanted_map_cells(num_lanes, *size)
     ref_counts = np.arange(100_000, dtype=np.int32) % 3
     cached = ref_counts == 0
-    lanes = [lane_of(f"executor-{i}") for i in range(num_lanes)]
+    lanes = [lane_of(f"executor-{i}", **lane_fields) for i in range(num_lanes)]
+    num_cells = wanted_map_cells(state_of(1, *lanes), *size)
     if num_cells:
         cells = block_map(ref_counts, cached, num_cells)
         for lane in lanes:
@@ -204,7 +281,9 @@ def test_every_size(state_of: Any, lane_of: Any, num_lanes: int, size: tuple[int
     shown = frame(history_of(state), *size, Connection("away", 3))
     assert ("block map:"[: size[0] - 3] in shown) == (num_cells > 0)
     full = size == (80, None) or size == (500, 200)
-    assert (num_cells > 0) == (num_lanes > 0 and (full or (size[1] is not None and size[1] >= 12 + 4 * num_lanes)))
+    num_other_lines = 14 if lane_fields else 12
+    has_room = full or (size[1] is not None and size[1] >= num_other_lines + 4 * num_lanes)
+    assert (num_cells > 0) == (num_lanes > 0 and has_room)
 
 
 def test_a_block_map_of_another_size_waits_for_the_next_state(state_of: Any, lane_of: Any) -> None:

@@ -49,6 +49,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.registrations: asyncio.Queue[scheduler_pb2.ExecutorRegistration] = asyncio.Queue()
         self.heartbeats: asyncio.Queue[str] = asyncio.Queue()
+        self.transfers = scheduler_pb2.TransferStats()
+        """As the last heartbeat counted them."""
         self.leaves: asyncio.Queue[str] = asyncio.Queue()
         self.let_go = asyncio.Event()
         self.attempts = 0
@@ -72,6 +74,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
                 await self.let_go.wait()
                 return
             assert request.HasField("heartbeat")
+            self.transfers = request.heartbeat.transfers
             self.heartbeats.put_nowait(session_id)
 
     async def receive(self) -> tuple[str, step_pb2.ExecutorMessage]:

@@ -40,13 +40,13 @@ class EchoSteps:
 class Member:
     """An executor's session side, with what it told the health service."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, registration: scheduler_pb2.ExecutorRegistration) -> None:
         self.steps = EchoSteps()
         self.thread = StepThread()
         self.serving: list[bool] = []
         self.leaving = asyncio.Event()
         self.task = asyncio.create_task(
-            stay_registered(address, lambda: REGISTRATION, self.steps, self.thread, self._set_serving, self.leaving)
+            stay_registered(address, lambda: registration, self.steps, self.thread, self._set_serving, self.leaving)
         )
 
     async def _set_serving(self, serving: bool) -> None:
@@ -54,8 +54,10 @@ class Member:
 
 
 @asynccontextmanager
-async def member(address: str) -> AsyncIterator[Member]:
-    each = Member(address)
+async def member(
+    address: str, registration: scheduler_pb2.ExecutorRegistration = REGISTRATION
+) -> AsyncIterator[Member]:
+    each = Member(address, registration)
     try:
         yield each
     finally:
@@ -82,6 +84,17 @@ async def test_registers_beats_and_steps(make_scheduler: Callable[..., Any]) -> 
             assert await asyncio.wait_for(scheduler.heartbeats.get(), 5) == session
         assert executor.serving == [True]
         assert executor.steps.resets == 0
+
+
+async def test_heartbeats_count_transfers(make_scheduler: Callable[..., Any]) -> None:
+    description = scheduler_pb2.ExecutorRegistration(name="e0")
+    description.transfers.sent.blocks = 3
+    async with make_scheduler().running() as scheduler, member(scheduler.address, description):
+        assert (await scheduler.registrations.get()).transfers.sent.blocks == 3
+        description.transfers.sent.blocks = 5
+        async with asyncio.timeout(5):
+            while scheduler.transfers.sent.blocks != 5:
+                await scheduler.heartbeats.get()
 
 
 async def test_joins_again_when_the_scheduler_restarts(

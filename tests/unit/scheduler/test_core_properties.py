@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pagoda.errors import DeadlineExceededError, UnavailableError
-from pagoda.scheduler.core import draft
+from pagoda.scheduler.core import balance, draft, placement
 from pagoda.scheduler.core.request import FinishReason, Request, RequestKey
 from pagoda.scheduler.core.simulated import expected_tokens
 from pagoda.scheduler.core.spec import ExecutorRole
@@ -239,8 +239,10 @@ def test_random_traffic(
     enable_prefix_caching: bool,
     num_traces: int,
 ) -> None:
-    # Steps here are that small.
+    # Steps and batches here are that small.
     monkeypatch.setattr(draft, "LEAST_CHUNK", 2)
+    monkeypatch.setattr(balance, "SLACK", 1)
+    monkeypatch.setattr(placement, "SLACK", 0)
 
     @settings(
         max_examples=NUM_TRACES or num_traces,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pagoda.errors import InvalidArgumentError
+from pagoda.scheduler.core import balance, placement
 from pagoda.scheduler.core.moves import PAUSE_S
 from pagoda.scheduler.core.request import FinishReason, Request
 from pagoda.scheduler.core.simulated import expected_tokens
@@ -82,11 +83,14 @@ def test_blocks_travel_while_the_rest_of_the_prompt_is_computed(cell: Any) -> No
     assert request.move.num_pushed == request.move.num_arrived == BUDGET // BLOCK_SIZE
 
 
-def test_the_first_token_does_not_wait_for_the_transfer(cell: Any) -> None:
-    request = submit(cell)
+@pytest.mark.parametrize("num_tokens", [BUDGET - 1, BUDGET, len(PROMPT)], ids=["one-step", "full-step", "two-steps"])
+def test_the_first_token_does_not_wait_for_the_transfer(cell: Any, num_tokens: int) -> None:
+    request = submit(cell, prompt=PROMPT[:num_tokens])
     until(cell, lambda: request.move and request.move.has_left, delivers=False)
     assert len(cell.tokens[request.key]) == 1
     assert cell.parcels
+    until(cell, lambda: request.end)
+    check(cell, request)
 
 
 def test_nothing_is_pushed_before_the_target_knows(cell: Any) -> None:
@@ -132,18 +136,33 @@ def test_a_follow_up_whose_prefix_is_cached_is_computed_where_it_is_decoded(cell
     assert cell.core.counters.remote_prefills == 1
 
 
-def test_while_prefill_is_busy_prompts_of_middling_length_are_computed_where_they_are_decoded(cell: Any) -> None:
-    long = submit(cell, 1, list(range(200, 250)))
-    middling = submit(cell, 2, PROMPT[:20])
+@pytest.mark.parametrize(
+    ("num_here", "num_tokens", "is_local"),
+    [
+        (0, 20, True),
+        (0, 32, True),  # 4 * 32 <= 100 + 32
+        (0, 34, False),
+        (2, 32, False),  # The two that run are to be computed, too: 4 * (2 + 32) > 100 + 32
+    ],
+)
+def test_while_much_is_to_be_prefilled_short_prompts_are_computed_where_they_are_decoded(
+    cell: Any, num_here: int, num_tokens: int, is_local: bool
+) -> None:
+    here = [submit(cell, number, [number, *range(7)]) for number in range(num_here)]
+    # 100 tokens for P.
+    long = [submit(cell, 2 + number, list(range(200 + 100 * number, 250 + 100 * number))) for number in range(2)]
     cell.plan()
-    assert (long.lane.id, middling.lane.id) == ("P", "D")
-    longer = submit(cell, 3, list(range(300, 340)))
+    assert [request.lane.id for request in (*here, long[0])] == ["D"] * num_here + ["P"]
+    cell.answer("D")
+    other = submit(cell, 4, list(range(500, 500 + num_tokens)))
     cell.plan()
-    assert longer.lane is None
+    assert request_is_on(other, "D") == is_local
+    assert is_local or other.lane is None
     for name in ("P", "D"):
-        cell.answer(name)
+        while cell.in_flight[name]:
+            cell.answer(name)
     cell.run()
-    for request in (long, middling, longer):
+    for request in (*here, *long, other):
         check(cell, request)
 
 
@@ -158,6 +177,39 @@ def test_the_emptier_of_two_targets_is_taken(cell: Any) -> None:
     assert {name for _, name in homes} == {"P", "D", "D2"}
     for request in requests:
         check(cell, request)
+
+
+def test_a_request_goes_on_where_its_beginning_is(cell: Any) -> None:
+    """Though another executor has fewer requests."""
+    submit(cell, 1)
+    cell.run()
+    join(cell, "D2", ExecutorRole.DECODE)
+    moved = cell.core.counters.moved_blocks
+    other = submit(cell, 2, PROMPT[:4], max_tokens=40)
+    cell.step()
+    assert other.lane.id == "D"
+    follower = submit(cell, 3, PROMPT + list(range(300, 312)))
+    until(cell, lambda: request_is_on(follower, "D") or request_is_on(follower, "D2"))
+    assert follower.lane.id == "D"
+    cell.run()
+    check(cell, follower)
+    check(cell, other, count=40)
+    assert cell.core.counters.moved_blocks - moved == -(-42 // BLOCK_SIZE) - 30 // BLOCK_SIZE
+
+
+def test_but_not_where_many_others_are(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "SLACK", 0)
+    submit(cell, 1)
+    cell.run()
+    join(cell, "D2", ExecutorRole.DECODE)
+    other = submit(cell, 2, PROMPT[:4], max_tokens=40)
+    cell.step()
+    assert other.lane.id == "D"
+    follower = submit(cell, 3, PROMPT + list(range(300, 312)))
+    until(cell, lambda: request_is_on(follower, "D") or request_is_on(follower, "D2"))
+    assert follower.lane.id == "D2"
+    cell.run()
+    check(cell, follower)
 
 
 def test_a_prompt_waits_as_long_as_nobody_could_continue_it(make_cell: Callable[..., Any]) -> None:
@@ -338,6 +390,26 @@ def test_a_lane_short_of_blocks_hands_a_request_over_instead_of_preempting_it(ma
         check(cell, request, count=40)
     assert cell.core.counters.preemptions == 0
     assert cell.core.counters.moves_done > 0
+
+
+def test_running_requests_spread_to_an_executor_that_comes(
+    make_cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balance, "SLACK", 2)
+    cell = make_cell()
+    size = {"max_num_seqs": 16, "num_blocks": 256}
+    join(cell, "A", ExecutorRole.MIXED, **size)
+    requests = [submit(cell, number, [number, *PROMPT[:7]], max_tokens=50) for number in range(12)]
+    until(cell, lambda: all(cell.tokens[request.key] for request in requests))
+    join(cell, "B", ExecutorRole.MIXED, **size)
+    until(cell, lambda: all(len(cell.tokens[request.key]) > 40 for request in requests))
+    # 8 and 4 would still be one too many on A, by the rule: 2 * 4 + 2 are more.
+    assert sum(request_is_on(request, "B") for request in requests) == 4
+    assert cell.core.counters.moves_done == 4
+    cell.run()
+    for request in requests:
+        check(cell, request, count=50)
+    assert cell.core.counters.recoveries == cell.core.counters.preemptions == 0
 
 
 def test_running_requests_turn_those_on_their_way_away(make_cell: Callable[..., Any]) -> None:

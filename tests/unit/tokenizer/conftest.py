@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.trace import Tracer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pagoda.text import TextTokenizer
@@ -75,7 +76,7 @@ async def start_service(checkpoint: Path, scheduler: ScriptedScheduler) -> Async
     """Starts a service with the given options, and waits until it is ready."""
     async with AsyncExitStack() as stack:
 
-        async def start(**changes: Any) -> TokenizerService:
+        async def start(tracer: Tracer | None = None, **changes: Any) -> TokenizerService:
             options = TokenizerOptions(
                 model=checkpoint,
                 listen="127.0.0.1:0",
@@ -84,7 +85,7 @@ async def start_service(checkpoint: Path, scheduler: ScriptedScheduler) -> Async
                 drain_s=0.0,
             )
             options = dataclasses.replace(options, **changes)
-            service = TokenizerService(options, load_encoder(options))
+            service = TokenizerService(options, load_encoder(options), tracer=tracer)
             await service.start()
             stack.push_async_callback(service.stop)
             await service.until_ready()

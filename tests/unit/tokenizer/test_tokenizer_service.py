@@ -165,6 +165,59 @@ async def test_metrics(client: HttpClient, scheduler: ScriptedScheduler) -> None
     await scheduler.start(scheduler.address)
 
 
+async def test_metrics_of_pools(client: HttpClient, scheduler: ScriptedScheduler) -> None:
+    decode, prefill = common_pb2.EXECUTOR_ROLE_DECODE, common_pb2.EXECUTOR_ROLE_PREFILL
+    received = scheduler_pb2.TransferCounters(
+        blocks=7, bytes=700, seconds=0.5, failures={"timeout": 2}, late_blocks=3, duplicate_blocks=4
+    )
+    told = {"local_prefills": 1, "remote_prefills": 2, "moves_begun": 9, "moves_done": 4, "moves_failed": 5}
+    told |= {"moved_blocks": 40, "move_wait_s": 0.25, "recoveries_done": 3, "recovery_s": 1.5}
+    scheduler.state = scheduler_pb2.SchedulerState(
+        lanes=[
+            scheduler_pb2.LaneState(role=decode, num_running=3, num_arriving=1),
+            scheduler_pb2.LaneState(role=decode, num_running=2, num_arriving=1),
+            scheduler_pb2.LaneState(role=prefill, num_running=4),
+        ],
+        move_failures={"timeout": 2, "push_refused": 3},
+        transfers=[
+            scheduler_pb2.ExecutorTransfers(name="d", stats=scheduler_pb2.TransferStats(received=received)),
+            scheduler_pb2.ExecutorTransfers(
+                name="p", stats=scheduler_pb2.TransferStats(sent=scheduler_pb2.TransferCounters(bytes=800))
+            ),
+        ],
+        **told,
+    )
+    values = _values((await client.metrics()).body)
+    expected = {
+        'pagoda:executors{role="prefill"}': 1,
+        'pagoda:executors{role="decode"}': 2,
+        'pagoda:executors{role="mixed"}': 0,
+        'pagoda:requests_running{role="decode"}': 5,
+        'pagoda:requests_running{role="prefill"}': 4,
+        'pagoda:requests_arriving{role="decode"}': 2,
+        'pagoda:prefills_total{where="local"}': 1,
+        'pagoda:prefills_total{where="remote"}': 2,
+        "pagoda:moves_begun_total": 9,
+        "pagoda:moves_done_total": 4,
+        "pagoda:moved_blocks_total": 40,
+        'pagoda:moves_failed_total{reason="timeout"}': 2,
+        'pagoda:moves_failed_total{reason="push_refused"}': 3,
+        "pagoda:move_wait_seconds_count": 4,
+        "pagoda:move_wait_seconds_sum": 0.25,
+        "pagoda:recovery_seconds_count": 3,
+        "pagoda:recovery_seconds_sum": 1.5,
+        'pagoda:kv_transfer_blocks_total{direction="received",executor="d"}': 7,
+        'pagoda:kv_transfer_bytes_total{direction="received",executor="d"}': 700,
+        'pagoda:kv_transfer_bytes_total{direction="sent",executor="d"}': 0,
+        'pagoda:kv_transfer_bytes_total{direction="sent",executor="p"}': 800,
+        'pagoda:kv_transfer_seconds_total{direction="received",executor="d"}': 0.5,
+        'pagoda:kv_transfer_failures_total{direction="received",executor="d",reason="timeout"}': 2,
+        'pagoda:kv_transfer_dropped_blocks_total{executor="d",reason="late"}': 3,
+        'pagoda:kv_transfer_dropped_blocks_total{executor="d",reason="duplicate"}': 4,
+    }
+    assert values | expected == values
+
+
 async def test_an_abandoned_request_is_counted_as_such(client: HttpClient, scheduler: ScriptedScheduler) -> None:
     scheduler.paused = True
     call = client.start_chat({"messages": USER, "stream": True})
@@ -192,6 +245,7 @@ def _values(text: bytes) -> dict[str, float]:
         if not line.startswith("#") and "_bucket" not in line:
             name, value = line.rsplit(" ", 1)
             assert 'model_name="tiny"' in name
-            name = name.replace(',model_name="tiny"', "").replace('{model_name="tiny"}', "")
+            for label in (',model_name="tiny"', 'model_name="tiny",', '{model_name="tiny"}'):
+                name = name.replace(label, "")
             values[name] = float(value)
     return values

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pagoda.executor.transfer.slots import Bytes
+from pagoda.kernels.cpu.block_copy import CpuBlockCopy
+from pagoda.kernels.cpu.library import library
 
 Int64 = NDArray[np.int64]
 
@@ -38,11 +40,35 @@ def block_memory(cache: Tensor, block_axis: int) -> BlockMemory:
     """cache: contiguous, of any dtype; block i is what has the index i on `block_axis`"""
     num_parts = int(np.prod(cache.shape[:block_axis]))
     parts = cache.view(num_parts, cache.shape[block_axis], -1).view(torch.uint8)
-    return HostBlocks(parts) if cache.device.type == "cpu" else DeviceBlocks(parts)
+    if cache.device.type != "cpu":
+        return DeviceBlocks(parts)
+    loaded = library()
+    return NumpyBlocks(parts) if loaded is None else NativeBlocks(parts, CpuBlockCopy(loaded))
 
 
-class HostBlocks:
-    """A cache in the CPU's memory.
+class NativeBlocks:
+    """A cache in the CPU's memory."""
+
+    def __init__(self, parts: Tensor, copy: CpuBlockCopy) -> None:
+        """parts: [parts, num_blocks, part_bytes] uint8"""
+        self._cache = parts.numpy()
+        self._copy = copy
+        num_parts, self.num_blocks, self._part_bytes = parts.shape
+        self.block_bytes = num_parts * self._part_bytes
+
+    def read(self, block_ids: Int64, piece: Bytes) -> None:
+        self._copy.gather(self._cache, block_ids, self._apart(piece))
+
+    def write(self, block_ids: Int64, piece: Bytes, chosen: NDArray[np.bool_] | None = None) -> None:
+        positions = None if chosen is None else np.flatnonzero(chosen)
+        self._copy.scatter(self._cache, block_ids, self._apart(piece), positions)
+
+    def _apart(self, piece: Bytes) -> Bytes:
+        return piece.reshape(len(self._cache), -1, self._part_bytes)
+
+
+class NumpyBlocks:
+    """A cache in the CPU's memory, where nothing can be compiled.
 
     By numpy, which copies in the calling thread alone and without the GIL. Torch would start a team of threads for each
     thread that calls it.

@@ -226,6 +226,9 @@ class Receiver:
             self._refuse(name, BadMessageError("a message that cannot be read"))
         except BadMessageError as error:
             self._refuse(name, error)
+        except Exception as error:  # one that nobody has thought of; the thread goes on for the other senders
+            logger.exception("KV blocks: a message could not be handled")
+            self._refuse(name, BadMessageError(f"the receiver failed: {type(error).__name__}"))
 
     def _sweep(self) -> None:
         for name in self._intake.over():

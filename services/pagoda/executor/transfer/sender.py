@@ -257,6 +257,9 @@ class Sender:
                     self._serve(peer, connection, time.monotonic())
                 except BrokenError as error:
                     self._break(peer, connection, error)
+                except Exception as error:  # one that nobody has thought of; the thread goes on for the other peers
+                    logger.exception("KV blocks: a link has failed")
+                    self._break(peer, connection, BrokenError(Reason.UNREACHABLE, f"{type(error).__name__}: {error}"))
             self._close_discarded()
         with self._changed:
             for peer in list(self._connections):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -18,6 +18,10 @@ class Counters:
     """Of those finished: their time was up."""
     preemptions: int = 0
     recoveries: int = 0
+    recoveries_done: int = 0
+    """Of them, those that have led to the next token."""
+    recovery_s: float = 0.0
+    """From the loss to that token."""
     prompt_tokens: int = 0
     generation_tokens: int = 0
     prefix_cache_queries: int = 0
@@ -28,10 +32,18 @@ class Counters:
     """Partly filled blocks in whose copy a request went on."""
     offloaded_blocks: int = 0
     loaded_blocks: int = 0
+    local_prefills: int = 0
+    """Prompts computed on the executor that goes on with them; those of preempted requests count again."""
     remote_prefills: int = 0
     """Requests whose prompts were computed on one executor, to go on on another."""
     moves_begun: int = 0
     moves_done: int = 0
-    moves_failed: int = 0
-    """Given up, for whatever reason. moves_begun = moves_done + moves_failed + those on their way."""
+    move_failures: dict[str, int] = field(default_factory=dict)
+    """Given up, by reason. moves_begun = moves_done + moves_failed + those on their way."""
     moved_blocks: int = 0
+    move_wait_s: float = 0.0
+    """Of the moves done: from leaving one executor's batch to joining the other's."""
+
+    @property
+    def moves_failed(self) -> int:
+        return sum(self.move_failures.values())

@@ -98,6 +98,7 @@ class Draft:
                 num_rows=self._num_rows,
                 num_decoding=self._num_rows - len(self._chunks),
                 num_tokens=self._num_tokens,
+                first_rows=self._first_rows,
             )
         )
         return plan
@@ -144,6 +145,9 @@ class Draft:
         """Every row with one token left runs it and samples."""
         rows = self.lane.rows
         self._sampling = rows.decoding.copy()
+        # Those that have left meanwhile do not decode.
+        self._first_rows = [row for row in self.lane.nearly_computed if self._sampling[row]]
+        self.lane.nearly_computed.clear()
         self._num_rows = self._num_tokens = int(np.count_nonzero(self._sampling))
         rows.num_computed += self._sampling
         rows.num_known += self._sampling
@@ -176,7 +180,10 @@ class Draft:
         rows.num_computed[row] += num_new
         if num_new == num_uncomputed:
             self._sampling[row] = True
+            self._first_rows.append(row)
             rows.num_known[row] += 1
+        elif num_new == num_uncomputed - 1:
+            self.lane.nearly_computed.append(row)
         rows.decoding[row] = num_uncomputed - num_new <= 1
         return num_uncomputed - num_new <= 1
 

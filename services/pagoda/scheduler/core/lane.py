@@ -120,17 +120,23 @@ class Flight:
     num_rows: int
     num_decoding: int
     num_tokens: int
+    first_rows: list[int]
+    """Of those that sample, the ones that do so for the first time."""
     departed: list[Departed] = field(default_factory=list)
     """Their rows and blocks are free when it comes back, and so are these blocks."""
     replaced_blocks: list[int] = field(default_factory=list)
 
 
 class Commit(NamedTuple):
-    """What a step brought. rows, token_ids: parallel; the requests that go on, and those that end by their token."""
+    """What a step brought. rows, token_ids: parallel; the requests that go on, and those that end by their token.
+
+    first: those that have got the first token of their rows
+    """
 
     rows: Indices
     token_ids: TokenIds
     ended: list[tuple[Request, End]]
+    first: list[Request]
 
 
 class Lane:
@@ -165,6 +171,8 @@ class Lane:
         self.rows = Rows(spec.max_num_seqs, spec.block_size)
         self.prompts: list[int] = []
         """Rows with more than one token left to compute, lowest rank first."""
+        self.nearly_computed: list[int] = []
+        """Rows that sample their first token in the next step, if they are there then: no other had their places."""
         self.flights: deque[Flight] = deque()
         self.last_planned_step = 0
         self.last_forward_ns = 0
@@ -214,6 +222,11 @@ class Lane:
         return len(self.flights) < self.max_plans_in_flight
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return self.spec.name or self.id
+
+    @property
     def num_completed_steps(self) -> int:
         return self.flights[0].step - 1 if self.flights else self.last_planned_step
 
@@ -243,6 +256,12 @@ class Lane:
     @property
     def num_prefilling(self) -> int:
         return len(self.prompts)
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """What it is computing, and what is left to compute of its rows."""
+        num_left = self.num_decoding + sum(self.num_uncomputed_tokens(row) for row in self.prompts)
+        return num_left + sum(flight.num_tokens for flight in self.flights)
 
     @property
     def requests(self) -> list[Request]:
@@ -434,11 +453,13 @@ class Lane:
         if not live.all():
             rows, token_ids = rows[live], token_ids[live]
         ended = self._append(rows, token_ids) if len(rows) else []
+        # A row of a request that has left is nobody's until this step is back.
+        first = [request for row in flight.first_rows if (request := self.rows.requests[row])]
         for departed in flight.departed:
             self._depart(departed)
         if flight.replaced_blocks:
             self.pool.release(flight.replaced_blocks)
-        return Commit(rows, token_ids, ended)
+        return Commit(rows, token_ids, ended, first)
 
     def note_new_blocks(self, row: int) -> None:
         """`settle` will look at the row."""
@@ -504,7 +525,7 @@ class Lane:
             violations += self.host.check_integrity()
         if self._kv_events is not None:
             violations += self._kv_events.check_integrity(self.pool.hashes, self.host.hashes if self.host else ())
-        return [f"{self.spec.name or self.id}: {violation}" for violation in violations]
+        return [f"{self.name}: {violation}" for violation in violations]
 
     def _check_row(self, row: int, request: Request) -> list[str]:
         rows, problems = self.rows, []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 
 from pagoda.scheduler.core.counters import Counters
 from pagoda.scheduler.core.lane import Arrival, Lane
@@ -27,14 +28,28 @@ MayMove = Callable[[Lane, Lane], bool]
 PAUSE_S = 5.0
 
 
+class Failure(StrEnum):
+    """Why a move is given up, in metrics and traces; where a push has failed it is "push_" and the executor's word."""
+
+    TIMEOUT = "timeout"
+    """Not everything has arrived in time."""
+    EXECUTOR_LOST = "executor_lost"
+    """One of the two lanes is gone."""
+    NO_ROOM = "no_room"
+    """Requests that run on the target need its blocks."""
+    OUTGROWN = "outgrown"
+    """The request got more tokens on its way than there is room made for."""
+    PREEMPTED = "preempted"
+    ENDED = "ended"
+
+
 class Move:
     """One request between two lanes."""
 
     __slots__ = (
         "arrival",
-        "deadline",
-        "has_left",
         "least_tokens",
+        "left_at",
         "num_arrived",
         "num_needed",
         "num_pushed",
@@ -51,9 +66,12 @@ class Move:
         self.num_arrived = 0
         self.num_needed = 0
         """How many must arrive; known when the request has left its row."""
-        self.has_left = False
-        self.deadline = 0.0
-        """Once it has left its row."""
+        self.left_at: float | None = None
+        """When it left its row."""
+
+    @property
+    def has_left(self) -> bool:
+        return self.left_at is not None
 
     @property
     def has_arrived(self) -> bool:
@@ -93,26 +111,28 @@ class Moves:
 
         return may_move
 
-    def begin(self, request: Request, target: Lane) -> None:
+    def begin(self, request: Request, target: Lane, now: float) -> None:
         """`request`, which has a row, will go on on `target`, which must have room for it."""
         source, row = request.lane, request.row
         assert source is not None
         assert request.move is None
         source.rows.flush(row)
-        # The token behind the prompt is for the client, and need not wait until everything has arrived.
-        least_tokens = len(request.token_ids) + (source.num_uncomputed_tokens(row) > 1)
+        # The token that is being computed, or that follows the prompt, need not wait until everything has arrived.
+        least_tokens = len(request.token_ids) + 1
         arrival = target.reserve(next(self._numbers), request, source)
         request.move = self._moves[arrival.number] = Move(request, arrival, least_tokens)
         self._counters.moves_begun += 1
+        if request.diary:
+            request.diary.begin("transfer", now, source=source.name, target=target.name)
 
     def advance(self, now: float) -> list[Request]:
         """Whatever can be pushed is in the next plans. Returns requests that have waited too long for an arrival."""
         stranded: list[Request] = []
         for move in list(self._moves.values()):
-            if not move.has_left:
+            if move.left_at is None:
                 self._push(move, now)
-            elif move.deadline <= now and not move.has_arrived:
-                stranded += self._fail(move, now)
+            elif move.left_at + self._timeout_s <= now and not move.has_arrived:
+                stranded += self._fail(move, Failure.TIMEOUT, now)
         return stranded
 
     def note_arrived(self, number: int, target: Lane, count: int) -> None:
@@ -121,27 +141,39 @@ class Moves:
         if move and move.arrival.target is target:
             move.num_arrived = max(move.num_arrived, min(count, move.num_pushed))
 
-    def note_failed(self, number: int, source: Lane, now: float) -> list[Request]:
-        """`source` could not push. Returns the request if it has no row any more."""
+    def note_failed(self, number: int, source: Lane, word: str, now: float) -> list[Request]:
+        """`source` could not push. Returns the request if it has no row any more.
+
+        word: why not
+        """
         move = self._moves.get(number)
-        return self._fail(move, now) if move and move.arrival.source is source else []
+        return self._fail(move, f"push_{word}", now) if move and move.arrival.source is source else []
 
     def arrived(self) -> list[Move]:
         """Those whose requests can start on their targets."""
         return [move for move in self._moves.values() if move.has_arrived]
 
-    def finish(self, move: Move) -> None:
+    def finish(self, move: Move, now: float) -> None:
         """The request has started on its target."""
+        assert move.left_at is not None
         self._forget(move)
         self._counters.moves_done += 1
         self._counters.moved_blocks += move.num_needed
+        self._counters.move_wait_s += now - move.left_at
+        if diary := move.request.diary:
+            diary.end("transfer", now, blocks=move.num_needed)
+            diary.enter("decode", now, executor=move.arrival.target.name)
 
-    def cancel(self, move: Move) -> list[Request]:
-        """The move is off. Returns the request if it has no row any more, and has not ended."""
-        self._forget(move)
-        move.arrival.target.withdraw(move.arrival)
-        self._counters.moves_failed += 1
-        return [move.request] if move.has_left and move.request.end is None else []
+    def cancel(self, move: Move, reason: str, now: float) -> list[Request]:
+        """The move is off. Returns the request if it has no row any more."""
+        self._give_up(move, reason)
+        if diary := move.request.diary:
+            diary.end("transfer", now, failure=reason)
+        return [move.request] if move.has_left else []
+
+    def note_ended(self, move: Move) -> None:
+        """The request has ended."""
+        self._give_up(move, Failure.ENDED)
 
     def check_integrity(self, lanes: Sequence[Lane]) -> list[str]:
         """Broken invariants, as sentences."""
@@ -172,14 +204,15 @@ class Moves:
             self._push_up_to(move, int(rows.num_computed[row]) // source.spec.block_size)
         elif source.num_blocks_for(num_tokens) > arrival.num_blocks:
             # It went on for longer than there was room made for.
-            self.cancel(move)
+            self.cancel(move, Failure.OUTGROWN, now)
         else:
             num_blocks = source.num_blocks_for(num_tokens - 1)
             self._push_up_to(move, num_blocks)
             move.num_needed = max(0, num_blocks - len(arrival.shared))
-            move.has_left = True
-            move.deadline = now + self._timeout_s
+            move.left_at = now
             source.leave(row)
+            if request.diary:
+                request.diary.enter("handover", now)
 
     def _push_up_to(self, move: Move, num_blocks: int) -> None:
         """The first `num_blocks` of the request's table."""
@@ -191,10 +224,16 @@ class Moves:
             source.pushes.append(Push(arrival.number, arrival.target.id, move.num_pushed, block_ids))
             move.num_pushed += last - first
 
-    def _fail(self, move: Move, now: float) -> list[Request]:
+    def _fail(self, move: Move, reason: str, now: float) -> list[Request]:
         self._paused = {lanes: until for lanes, until in self._paused.items() if until > now}
         self._paused[move.arrival.source.id, move.arrival.target.id] = now + PAUSE_S
-        return self.cancel(move)
+        return self.cancel(move, reason, now)
+
+    def _give_up(self, move: Move, reason: str) -> None:
+        self._forget(move)
+        move.arrival.target.withdraw(move.arrival)
+        failures = self._counters.move_failures
+        failures[reason] = failures.get(reason, 0) + 1
 
     def _forget(self, move: Move) -> None:
         move.request.move = None

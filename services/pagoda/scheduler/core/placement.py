@@ -15,8 +15,12 @@ from pagoda.scheduler.core.moves import MayMove
 from pagoda.scheduler.core.request import Request
 from pagoda.scheduler.core.spec import ExecutorRole
 
-# When those that prefill have no room, decoding lanes take prompts this many times longer than they otherwise do.
-BUSY_FACTOR = 4
+# A lane that only decodes computes a prompt when those that prefill would have to compute this many times as many
+# tokens before it is done. Found by simulation: fewer stall the rows that decode, more let prompts wait.
+PATIENCE = 4
+# A request goes on where its beginning is cached while that lane has no more than so many rows for each of the emptiest
+# one, and a few: among few, one more makes no difference.
+BOUND, SLACK = 1.25, 8
 
 
 class Candidate:
@@ -27,7 +31,7 @@ class Candidate:
         self.lane = lane
         self.num_free_rows = lane.num_free_rows
         self.num_reserved_blocks = blocks_ahead * (lane.num_running + len(lane.arriving))
-        self.num_queued_tokens = lane.num_decoding + sum(lane.num_uncomputed_tokens(row) for row in lane.prompts)
+        self.num_queued_tokens = lane.num_queued_tokens
         self._draft = draft
 
     def offer(self, request: Request) -> Offer | None:
@@ -54,9 +58,9 @@ class Candidate:
         return self.lane.num_blocks_to_move(len(request.token_ids))
 
     @property
-    def fill(self) -> tuple[int, int]:
-        """Who has fewer requests goes first, then who has more blocks."""
-        return self.lane.spec.max_num_seqs - self.num_free_rows, -self.lane.pool.num_available
+    def num_rows(self) -> int:
+        """In use, or kept for somebody."""
+        return self.lane.spec.max_num_seqs - self.num_free_rows
 
 
 class Offer(NamedTuple):
@@ -72,11 +76,14 @@ class Offer(NamedTuple):
     """Where it goes on when its prompt is computed; None: where it is."""
 
     @property
+    def num_tokens(self) -> int:
+        """A lane computes what it has queued and then what it lacks of the request."""
+        return self.candidate.num_queued_tokens + self.num_uncached_tokens
+
+    @property
     def cost(self) -> tuple[int, bool, int]:
-        """A lane computes what it has queued and then what it lacks of the request. Among equals one that can start now
-        wins over a busy one, then the one with most blocks left."""
-        num_tokens = self.candidate.num_queued_tokens + self.num_uncached_tokens
-        return num_tokens, self.draft is None, -self.candidate.lane.pool.num_available
+        """Among equals one that can start now wins over a busy one, then the one with most blocks left."""
+        return self.num_tokens, self.draft is None, -self.candidate.lane.pool.num_available
 
     def reserve(self, request: Request) -> None:
         """Counts `request` as the lane's, so that the next one sees it and cannot take its place."""
@@ -113,22 +120,34 @@ class Placement:
         if not self._prefilling or (local and local.num_uncached_tokens <= self._max_local_prefill_tokens):
             return local
         roomy = {candidate for candidate in self._decoding if candidate.can_receive(request)}
-        remote = _cheapest(
-            request, [source for source, targets in self._prefilling.items() if not roomy.isdisjoint(targets)]
-        )
-        if local and self._is_better(local, remote, is_full=not roomy):
+        sources = [source for source, targets in self._prefilling.items() if not roomy.isdisjoint(targets)]
+        remote = _cheapest(request, sources)
+        if local and _is_better(local, remote, sources):
             return local
         if remote is None:
             return None
         targets = [target for target in self._prefilling[remote.candidate] if target in roomy]
-        return remote._replace(target=min(targets, key=lambda target: target.fill))
+        return remote._replace(target=_home(request, targets))
 
-    def _is_better(self, local: Offer, remote: Offer | None, *, is_full: bool) -> bool:
-        """is_full: whoever computes the prompt, nobody could continue it"""
-        if local.candidate.lane.role is not ExecutorRole.DECODE:
-            return remote is None or local.cost <= remote.cost
-        is_busy = not is_full and (remote is None or remote.draft is None)
-        return is_busy and local.num_uncached_tokens <= BUSY_FACTOR * self._max_local_prefill_tokens
+
+def _is_better(local: Offer, remote: Offer | None, sources: Sequence[Candidate]) -> bool:
+    """sources: lanes that might compute the prompt for another to go on; `remote` is of the best with room"""
+    if local.candidate.lane.role is not ExecutorRole.DECODE:
+        return remote is None or local.cost <= remote.cost
+    if remote:
+        return PATIENCE * local.num_tokens <= remote.num_tokens
+    return any(PATIENCE * local.num_tokens <= source.num_queued_tokens for source in sources)
+
+
+def _home(request: Request, targets: Sequence[Candidate]) -> Candidate:
+    """Where `request` goes on: blocks that are there need not be sent, and a chat's next turn finds all of them."""
+    most_rows = BOUND * min(target.num_rows for target in targets) + SLACK
+
+    def rank(target: Candidate) -> tuple[int, int, int]:
+        num_cached = len(target.lane.find_prefix(request).shared)
+        return -num_cached, target.num_rows, -target.lane.pool.num_available
+
+    return min((target for target in targets if target.num_rows <= most_rows), key=rank)
 
 
 def _cheapest(request: Request, candidates: Sequence[Candidate]) -> Offer | None:

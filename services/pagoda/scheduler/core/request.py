@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from pagoda.errors import PagodaError
+from pagoda.scheduler.core.diary import Diary
 from pagoda.scheduler.core.hashes import NO_HASHES, MediaItem, PrefixHashes
 
 if TYPE_CHECKING:
@@ -76,11 +77,13 @@ class Request:
         "arrived_at",
         "cache_salt",
         "client_id",
+        "diary",
         "end",
         "forked_from",
         "hashes",
         "key",
         "lane",
+        "lost_at",
         "max_num_tokens",
         "media",
         "move",
@@ -95,6 +98,7 @@ class Request:
         "stop_ids",
         "timeout_s",
         "token_ids",
+        "traceparent",
     )
 
     def __init__(
@@ -112,11 +116,13 @@ class Request:
         media: tuple[MediaItem, ...] = (),
         forked_from: RequestKey | None = None,
         timeout_s: float | None = None,
+        traceparent: str = "",
     ) -> None:
         """token_ids: the prompt, then what was generated before, where the request is handed over again
         num_prompt_tokens: how many of token_ids are the prompt; None = all
         forked_from: an unfinished request that begins alike, to share with it even what is not in a full block yet
         timeout_s: ends with an error when it has not ended this long after its arrival
+        traceparent: W3C trace context of the span that it is a part of, for whoever makes spans
         """
         self.key = key
         self.request_id = request_id
@@ -130,6 +136,7 @@ class Request:
         self.media = media
         self.forked_from = forked_from
         self.timeout_s = timeout_s
+        self.traceparent = traceparent
 
         # Set when the request is accepted.
         self.arrival = 0
@@ -148,9 +155,13 @@ class Request:
         self.num_lanes_lost = 0
         """Lanes that died while it ran on them and that brought it no token."""
         self._num_tokens_when_lost = 0
+        self.lost_at: float | None = None
+        """When it lost its lane or its blocks, until it has another token."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when the request first got a row; None until then."""
         self.end: End | None = None
+        self.diary: Diary | None = None
+        """None: nobody wants to know."""
 
     @property
     def num_tokens(self) -> int:

@@ -28,7 +28,7 @@ from pagoda.scheduler.core.counters import Counters
 from pagoda.scheduler.core.draft import Draft
 from pagoda.scheduler.core.kv_events import KvEvents
 from pagoda.scheduler.core.lane import Commit, Lane
-from pagoda.scheduler.core.moves import MayMove, Moves
+from pagoda.scheduler.core.moves import Failure, MayMove, Moves
 from pagoda.scheduler.core.placement import Candidate, Placement
 from pagoda.scheduler.core.plan import StepPlan, StepResult
 from pagoda.scheduler.core.queue import make_policy
@@ -151,7 +151,7 @@ class Scheduler:
         request.arrived_at = now
         self.requests[request.key] = request
         self.counters.requests_admitted += 1
-        self.waiting.add(request)
+        self._queue(request, now)
         if request.timeout_s is not None:
             self._watch(request, now + request.timeout_s)
         if self.model:
@@ -219,11 +219,10 @@ class Scheduler:
         if not self.lanes:
             self._without_lanes_since = now
         for move in self.moves.of(lane):
-            self._requeue(self.moves.cancel(move))
+            self._recover(self.moves.cancel(move, Failure.EXECUTOR_LOST, now), now)
         for request in lane.requests:
             lane.forget_row(request.row)
-            self.waiting.add(request)
-            self.counters.recoveries += 1
+            self._recover([request], now)
             request.note_lost(died)
             if request.num_lanes_lost >= MAX_LANES_LOST:
                 message = f"{MAX_LANES_LOST} executors died while they ran this request; it will not be tried again"
@@ -246,9 +245,9 @@ class Scheduler:
         """`count` blocks of a move have come to an executor so far."""
         self.moves.note_arrived(number, self.lanes[lane_id], count)
 
-    def note_failed(self, lane_id: str, number: int, now: float) -> None:
-        """An executor could not push the blocks of a move."""
-        self._requeue(self.moves.note_failed(number, self.lanes[lane_id], now))
+    def note_failed(self, lane_id: str, number: int, word: str, now: float) -> None:
+        """An executor could not push the blocks of a move. word: why not"""
+        self._recover(self.moves.note_failed(number, self.lanes[lane_id], word, now), now)
 
     def commit(self, lane_id: str, result: StepResult, now: float) -> None:
         """Applies what a lane's oldest step in flight brought.
@@ -262,6 +261,8 @@ class Scheduler:
             if self.waiting.charges_outputs:
                 self.waiting.charge_outputs(lane.rows.client_slots[brought.rows])
             self._outputs.tokens += _runs(lane, brought)
+        for request in brought.first:
+            self._note_first_token(request, lane, now)
         for request, end in brought.ended:
             self._end(request, end)
 
@@ -273,13 +274,13 @@ class Scheduler:
             self.settle()
         self._num_unsettled_steps += 1
         self._expire(now)
-        self._requeue(self.moves.advance(now))
-        drafts = self._draft()
-        self._receive(drafts)
+        self._recover(self.moves.advance(now), now)
+        drafts = self._draft(now)
+        self._receive(drafts, now)
         may_move = self.moves.may_move(now)
-        self._admit(drafts, may_move)
+        self._admit(drafts, may_move, now)
         if len(self.lanes) > 1:
-            self._rebalance(may_move)
+            self._rebalance(may_move, now)
         return [(lane_id, plan) for lane_id, draft in drafts.items() if (plan := draft.finish(now))]
 
     def settle(self) -> None:
@@ -301,7 +302,7 @@ class Scheduler:
                 violations.append(f"request {key} is {known} and stands in {places[key]} places")
         return violations
 
-    def _draft(self) -> dict[str, Draft]:
+    def _draft(self, now: float) -> dict[str, Draft]:
         """Running requests take their share first, and those without a block go back to the queue."""
         drafts: dict[str, Draft] = {}
         for lane_id, lane in self.lanes.items():
@@ -309,28 +310,28 @@ class Scheduler:
                 drafts[lane_id] = draft
                 for request in draft.preempted:
                     if request.move:
-                        self.moves.cancel(request.move)
-                    self.waiting.add(request)
+                        self.moves.cancel(request.move, Failure.PREEMPTED, now)
+                    self._queue(request, now)
                     self.counters.preemptions += 1
                 for arrival in draft.turned_away:
                     if move := arrival.request.move:
-                        self._requeue(self.moves.cancel(move))
+                        self._recover(self.moves.cancel(move, Failure.NO_ROOM, now), now)
         return drafts
 
-    def _receive(self, drafts: dict[str, Draft]) -> None:
+    def _receive(self, drafts: dict[str, Draft], now: float) -> None:
         """Requests that have come from other lanes start, before those that wait."""
         for move in self.moves.arrived():
             draft = drafts.get(move.arrival.target.id)
             if draft and draft.budget:
                 draft.receive(move.arrival)
                 draft.lane.rows.client_slots[move.request.row] = self.waiting.slot(move.request)
-                self.moves.finish(move)
+                self.moves.finish(move, now)
 
-    def _rebalance(self, may_move: MayMove) -> None:
+    def _rebalance(self, may_move: MayMove, now: float) -> None:
         for request, target in proposals(list(self.lanes.values()), may_move, self.options.blocks_ahead):
-            self.moves.begin(request, target)
+            self.moves.begin(request, target, now)
 
-    def _admit(self, drafts: dict[str, Draft], may_move: MayMove) -> None:
+    def _admit(self, drafts: dict[str, Draft], may_move: MayMove, now: float) -> None:
         """Waiting requests take what is left, in order, up to the first that fits nowhere."""
         if not drafts or not self.waiting:
             return
@@ -348,18 +349,32 @@ class Scheduler:
                 self.waiting.admit(request, offer.num_uncached_tokens)
                 draft.admit(request, offer.prefix)
                 draft.lane.rows.client_slots[request.row] = self.waiting.slot(request)
-                self._note_admission(request, offer.prefix.num_tokens)
+                self._note_admission(request, draft.lane, offer.prefix.num_tokens, now)
                 if offer.target:
-                    self.moves.begin(request, offer.target.lane)
+                    self.moves.begin(request, offer.target.lane, now)
                     self.counters.remote_prefills += 1
+                else:
+                    self.counters.local_prefills += 1
 
-    def _note_admission(self, request: Request, num_cached: int) -> None:
+    def _note_admission(self, request: Request, lane: Lane, num_cached: int, now: float) -> None:
+        if request.diary:
+            request.diary.enter("prefill", now, executor=lane.name, cached_tokens=num_cached)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = min(num_cached, request.num_prompt_tokens)
             self.counters.prompt_tokens += request.num_prompt_tokens
             self.counters.prefix_cache_queries += request.num_prompt_tokens
             self.counters.prefix_cache_hits += request.num_cached_tokens
             self._outputs.admitted.append(request)
+
+    def _note_first_token(self, request: Request, lane: Lane, now: float) -> None:
+        """The first one that the request got on `lane`."""
+        if request.lost_at is not None:
+            self.counters.recoveries_done += 1
+            self.counters.recovery_s += now - request.lost_at
+            request.lost_at = None
+        if request.diary:
+            request.diary.end("recovery", now)
+            request.diary.enter("decode", now, executor=lane.name)
 
     def _check(self, request: Request) -> None:
         if self._refusal:
@@ -430,11 +445,20 @@ class Scheduler:
                 message = f"no executor joined within {timeout_s:g} s; try again later"
                 self._end_with_error(request, UnavailableError(message, reason="NO_EXECUTOR"))
 
-    def _requeue(self, requests: list[Request]) -> None:
+    def _queue(self, request: Request, now: float) -> None:
+        self.waiting.add(request)
+        if request.diary:
+            request.diary.enter("queued", now)
+
+    def _recover(self, requests: list[Request], now: float) -> None:
         """They have no row any more, and are computed again."""
         for request in requests:
-            self.waiting.add(request)
+            self._queue(request, now)
             self.counters.recoveries += 1
+            if request.lost_at is None:
+                request.lost_at = now
+            if request.diary:
+                request.diary.begin("recovery", now)
 
     def _end_with_error(self, request: Request, error: PagodaError) -> None:
         self._end(request, End(FinishReason.ERROR, error=error))
@@ -448,7 +472,7 @@ class Scheduler:
         elif request.move is None:
             self.waiting.remove(request)
         if request.move:
-            self.moves.cancel(request.move)
+            self.moves.note_ended(request.move)
         self.waiting.finish(request)
         if end.reason is FinishReason.ABORT:
             self.counters.requests_aborted += 1

@@ -276,6 +276,27 @@ def test_a_cancelled_transfer_leaves_no_more(
     assert sender.take_failures() == []
 
 
+def test_an_error_in_a_thread_ends_the_link_and_not_the_thread(
+    transport: str, make_receiver: MakeReceiver, make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver, sender = make_receiver(), make_sender()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody has thought of this")
+
+    for transfer_id, (end, name, reason) in enumerate(
+        [(sender, "_send", Reason.UNREACHABLE), (receiver._leases, "write", Reason.REFUSED)]
+    ):
+        receiver.grant(transfer_id, [transfer_id], 10)
+        with monkeypatch.context() as broken:
+            broken.setattr(end, name, fail)
+            sender.push(through(transport, receiver), transfer_id, 0, [0])
+            wait_for_failures(sender, [(transfer_id, reason)])
+    receiver.grant(5, [5], 10)
+    sender.push(through(transport, receiver), 5, 0, [0])
+    wait_for_arrivals(receiver, {5: 1})
+
+
 def test_two_receivers_and_no_third(make_receiver: MakeReceiver, make_sender: MakeSender) -> None:
     first, second, third = (make_receiver() for _ in range(3))
     sender = make_sender(max_peers=2)

@@ -13,6 +13,7 @@ import grpc
 import pytest
 import zmq
 import zmq.asyncio
+from google.protobuf.message import Message
 
 from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u32, unpack_u64
 from pagoda.rpc.channel import open_channel
@@ -76,7 +77,10 @@ def registration(name: str = "fake", **changes: Any) -> scheduler_pb2.ExecutorRe
     )
     for field, value in changes.items():
         owner = message.model if field in common_pb2.ModelInfo.DESCRIPTOR.fields_by_name else message
-        setattr(owner, field, value)
+        if isinstance(value, Message):
+            getattr(owner, field).CopyFrom(value)
+        else:
+            setattr(owner, field, value)
     return message
 
 
@@ -266,7 +270,7 @@ class Service:
 
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """Starts a scheduler with the given options."""
+    """Starts a scheduler with the given options, and `tracer` if there is one."""
     async with AsyncExitStack() as stack:
 
         async def start(**options: Any) -> Service:
@@ -279,7 +283,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
 async def _running(tmp_path: Path, options: dict[str, Any]) -> AsyncIterator[Service]:
     listen = f"unix:{tmp_path}/scheduler.sock"
     async with open_channel(listen) as channel, AsyncExitStack() as scheduler:
-        engine, _ = await scheduler.enter_async_context(running_scheduler(SchedulerOptions(listen=listen, **options)))
+        tracer = options.pop("tracer", None)
+        running = running_scheduler(SchedulerOptions(listen=listen, **options), tracer)
+        engine, _ = await scheduler.enter_async_context(running)
         service = Service(engine, channel, scheduler.aclose)
         try:
             yield service

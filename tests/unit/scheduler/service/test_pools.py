@@ -58,8 +58,22 @@ async def test_a_push_that_cannot_arrive_costs_nothing_but_time(service: Any, re
     await tokenizer.until(lambda: tokenizer.finished)
     check(tokenizer, 1)
     state = await service.state()
-    assert (state.moves_done, state.moves_failed) == (0, 1)
+    assert (state.moves_done, state.moves_failed, state.move_failures) == (0, 1, {"push_unreachable": 1})
     assert decode.plans
+
+
+async def test_a_lost_executor_is_why_a_move_fails(service: Any, request_of: Any) -> None:
+    prefill = await service.executor("p", role=PREFILL, pause_at=1)
+    decode = await service.executor("d", role=DECODE)
+    tokenizer = await service.tokenizer()
+    await tokenizer.send(request_of(1, [1, *PROMPT], max_tokens=MAX_TOKENS, ignore_eos=True))
+    await service.until(lambda: prefill.plans and decode.plans)
+    await decode.stop()
+    await service.until(lambda: len(service.engine.core.lanes) == 1)
+    prefill.may_answer.set()
+    await tokenizer.until(lambda: tokenizer.finished)
+    check(tokenizer, 1)
+    assert (await service.state()).move_failures == {"executor_lost": 1}
 
 
 async def test_an_executor_gets_another_role_while_it_serves(service: Any, request_of: Any) -> None:
