@@ -27,3 +27,8 @@ PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, con
                                  int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float soft_cap,
                                  int32_t window, int32_t is_bf16, int32_t is_cache_int8, const pagoda::Item* items,
                                  const pagoda::PlanSizes* sizes, void* workspace);
+PAGODA_EXPORT void pagoda_gather_blocks(const void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
+                                        const int64_t* block_ids, int64_t num_ids, void* piece);
+PAGODA_EXPORT void pagoda_scatter_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
+                                         const int64_t* block_ids, const int64_t* positions, int64_t num_ids,
+                                         const void* piece, int64_t piece_blocks);
