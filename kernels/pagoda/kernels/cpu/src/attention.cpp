@@ -2,6 +2,8 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
+#include <optional>
 
 #include "attention_plan.h"
 #include "attention_tile.h"
@@ -106,41 +108,69 @@ struct Attention {
     CacheShape shape;
     ScoreParams params;
 
+    // One KV head of an item, and where its keys are.
+    struct Piece {
+        const Item* item;
+        int64_t head;
+        TileReader<Format> reader;
+        Tile<Format> first;
+        int64_t last_start;  // of the last tile
+    };
+
     void run(const Item* items, const PlanSizes& sizes, char* workspace) const {
         const int64_t kv_heads = shape.num_kv_heads, scratch_bytes = Scratch::num_bytes(sizes.most_rows, shape.head_dim);
         char* const partials = workspace + sizes.num_threads * scratch_bytes;
+        std::atomic<int64_t> num_taken{0};
 #pragma omp parallel num_threads(sizes.num_threads)
         {
             Arena arena(workspace + omp_get_thread_num() * scratch_bytes);
             const Scratch scratch(arena, sizes.most_rows, shape.head_dim);
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < sizes.num_items * kv_heads; i++)
-                run_item(items[i / kv_heads], i % kv_heads, scratch, partials);
+            const auto take = [&]() -> std::optional<Piece> {
+                const int64_t i = num_taken.fetch_add(1, std::memory_order_relaxed);
+                if (i >= sizes.num_items * kv_heads) return std::nullopt;
+                return piece(items[i / kv_heads], i % kv_heads, scratch);
+            };
+            std::optional<Piece> current = take();
+            while (current) current = run_piece(*current, scratch, partials, take);
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < sizes.num_merges * kv_heads; i++)
                 merge_item(items[sizes.num_items + i / kv_heads], i % kv_heads, scratch.total, partials);
         }
     }
 
-    void run_item(const Item& item, int64_t head, const Scratch& scratch, char* partials) const {
-        const int64_t rows = item.num_tokens * group_size, head_dim = shape.head_dim;
-        const int64_t end = item.first_position + item.num_tokens;
+    Piece piece(const Item& item, int64_t head, const Scratch& scratch) const {
         const int64_t begin = std::max<int64_t>(0, item.first_position + int64_t(1) - params.window);
-        const TileReader<Format> reader(k_cache, v_cache, block_tables + item.sequence * block_tables_stride, shape, head,
-                                        begin, end, scratch.tile, scratch.tile_scales);
+        const int64_t end = item.first_position + item.num_tokens;
+        const int32_t* const block_table = block_tables + item.sequence * block_tables_stride;
+        const TileReader<Format> reader(k_cache, v_cache, block_table, shape, head, begin, end, scratch.tile,
+                                        scratch.tile_scales);
+        return {&item, head, reader,
+                reader.locate(std::max(item.first_split * kSplitKeys, begin / kTileKeys * kTileKeys)),
+                (std::min(end, item.last_split * kSplitKeys) - 1) / kTileKeys * kTileKeys};
+    }
+
+    // Takes the next piece, whose first tile is fetched while the last one of this is computed, and returns it.
+    template <typename Take>
+    std::optional<Piece> run_piece(const Piece& piece, const Scratch& scratch, char* partials, const Take& take) const {
+        const Item& item = *piece.item;
+        const int64_t head = piece.head, rows = item.num_tokens * group_size, head_dim = shape.head_dim;
+        std::optional<Piece> following;
         pack_rows(item, head, scratch);
         scratch.total.clear(rows, head_dim);
-        const int64_t last_start = (std::min(end, item.last_split * kSplitKeys) - 1) / kTileKeys * kTileKeys;
-        Tile<Format> next = reader.locate(std::max(item.first_split * kSplitKeys, begin / kTileKeys * kTileKeys));
+        Tile<Format> next = piece.first;
         for (int64_t split = item.first_split; split < item.last_split; split++) {
             scratch.split.clear(rows, head_dim);
             std::fill_n(scratch.sums, rows, f32x16{});
             for (bool more = true; more;) {
                 Tile<Format> tile = next;
-                const bool is_last = tile.start == last_start;
-                if (!is_last) next = reader.locate(tile.start + kTileKeys);
-                reader.complete(tile);
-                add_tile(tile, is_last ? nullptr : &next, rows, scratch);
+                const bool is_last = tile.start == piece.last_start;
+                if (!is_last)
+                    next = piece.reader.locate(tile.start + kTileKeys);
+                else if ((following = take()))
+                    next = following->first;
+                piece.reader.complete(tile);
+                add_tile(tile, next, rows, scratch);
                 more = !is_last && next.start < (split + 1) * kSplitKeys;
             }
             for (int64_t r = 0; r < rows; r++) scratch.split.sum[r] = sum_lanes(scratch.sums[r]);
@@ -153,6 +183,7 @@ struct Attention {
             }
         }
         if (item.partial < 0) finish(item, head, scratch.total);
+        return following;
     }
 
     void merge_item(const Item& item, int64_t head, const Partial& total, char* partials) const {
@@ -193,7 +224,7 @@ struct Attention {
         }
     }
 
-    void add_tile(const Tile<Format>& tile, const Tile<Format>* next, int64_t rows, const Scratch& scratch) const {
+    void add_tile(const Tile<Format>& tile, const Tile<Format>& next, int64_t rows, const Scratch& scratch) const {
         for (int64_t first = 0; first < rows;) {
             const int first_rows = block_rows(first, rows);
             const int second_rows = first + first_rows < rows ? block_rows(first + first_rows, rows) : 0;
@@ -203,7 +234,7 @@ struct Attention {
                 const RowState state = {scratch.split.maximum + first, scratch.sums + first,
                                         scratch.split.out + first * shape.head_dim};
                 attend_group<Format>(scratch.q + first * shape.head_dim / kPack, scratch.scales + first, first_rows,
-                                     second_rows, tile, first == 0 ? next : nullptr, positions, params, shape.head_dim,
+                                     second_rows, tile, first == 0 ? next : tile, positions, params, shape.head_dim,
                                      state);
             }
             first += first_rows + second_rows;

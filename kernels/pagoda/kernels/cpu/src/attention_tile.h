@@ -45,41 +45,24 @@ struct Factors {
     alignas(64) float kept[16], added[16];  // added: in formats with scales; otherwise it is 1
 };
 
-// Four runs of memory that are needed soon. A loop over the current tile asks for a line of each with every pass: so
-// many requests at once would stall it, and none while it computes would leave the memory idle.
-struct Prefetch {
-    const char* runs[4];
-    int64_t step;  // from line to line, in bytes
-
-    PAGODA_INLINE void line(int64_t i) const {
-#pragma GCC unroll 4
-        for (int run = 0; run < 4; run++) __builtin_prefetch(runs[run] + i * step, 0, 2);
-    }
-};
-
-// Keys or values of a tile's vectors [first, last); without a tile, and so without need, of what is in the cache.
-template <typename Format>
-Prefetch prefetch_of(const Tile<Format>* tile, bool values, int first, int last, const void* in_cache) {
-    const char* const cached = (const char*)in_cache;
-    if (!tile) return {{cached, cached, cached, cached}, 0};
-    Prefetch prefetch;
-    for (int run = 0; run < 4; run++) {
-        const int vector = std::clamp(std::min(first + run, last - 1), tile->first, tile->last - 1);
-        prefetch.runs[run] = (const char*)(values ? tile->values[vector] : tile->keys[vector]);
-    }
-    prefetch.step = (values ? 16 : tile->key_stride) * sizeof(typename Format::Unit);
-    return prefetch;
+// The tile that is needed next is fetched line by line, each when the same one of the current tile is multiplied: so
+// many requests at once would stall that, and none while it computes would leave the memory idle.
+template <typename Unit>
+PAGODA_INLINE void fetch(const Unit* units) {
+    __builtin_prefetch(units, 0, 3);
 }
 
 template <typename Format, int kRows, int kCount>
 PAGODA_INLINE void score_columns(const uint32_t* q, const float* scales, const Tile<Format>& tile, int first,
-                                 int64_t units, const Prefetch& next, float* scores) {
+                                 int64_t units, const Tile<Format>& next, float* scores) {
     typename Format::Sum sums[kRows][kCount] = {};
     for (int64_t unit = 0; unit < units; unit++) {
-        next.line(unit);
         u32x16 key[kCount];
 #pragma GCC unroll 8
-        for (int c = 0; c < kCount; c++) key[c] = Format::load_units(tile.keys[first + c] + unit * tile.key_stride);
+        for (int c = 0; c < kCount; c++) {
+            fetch(next.keys[first + c] + unit * next.key_stride);
+            key[c] = Format::load_units(tile.keys[first + c] + unit * tile.key_stride);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++) {
             const u32x16 query = splat_u32(q[unit * kRows + r]);
@@ -99,24 +82,27 @@ PAGODA_INLINE void score_columns(const uint32_t* q, const float* scales, const T
 
 // scores [kRows, kTileKeys] = scales q k^T; q: [head_dim / kPack, kRows] units, scales: [kRows].
 template <typename Format, int kRows>
-void score_tile(const uint32_t* q, const float* scales, const Tile<Format>& tile, int64_t head_dim, const Prefetch& next,
-                float* scores) {
+void score_tile(const uint32_t* q, const float* scales, const Tile<Format>& tile, int64_t head_dim,
+                const Tile<Format>& next, float* scores) {
     for (int i = 0; i < kTileVectors; i += kColumns)
         score_columns<Format, kRows, kColumns>(q, scales, tile, i, head_dim / Format::kPack, next, scores);
 }
 
 template <typename Format, int kRows, int kCount>
 PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile<Format>& tile, int64_t head_dim, int64_t column,
-                                 const float* kept, const float* added, const Prefetch& next, float* out) {
+                                 const float* kept, const float* added, const Tile<Format>& next, float* out) {
     constexpr unsigned kPairs = 16 / Format::kPack;
     typename Format::Sum sums[kRows][kCount] = {};
     const unsigned last = tile.last * kPairs;
     for (unsigned pair = tile.first * kPairs; pair < last; pair++) {
-        if (kCount == kColumns) next.line(column / 16 / kColumns * (kTileKeys / Format::kPack) + pair);
-        const typename Format::Unit* values = tile.values[pair / kPairs] + pair % kPairs * head_dim + column;
+        const unsigned vector = pair / kPairs;
+        const int64_t offset = pair % kPairs * head_dim + column;
         u32x16 value[kCount];
 #pragma GCC unroll 8
-        for (int c = 0; c < kCount; c++) value[c] = Format::load_units(values + 16 * c);
+        for (int c = 0; c < kCount; c++) {
+            fetch(next.values[vector] + offset + 16 * c);
+            value[c] = Format::load_units(tile.values[vector] + offset + 16 * c);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++) {
             const u32x16 weight = splat_u32(weights[r * kTileKeys / Format::kPack + pair]);
@@ -138,10 +124,12 @@ PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile<Format>& ti
 // out [kRows, head_dim] = kept out + added weights v; weights: [kRows, kTileKeys / kPack] units, factors: [kRows].
 template <typename Format, int kRows>
 void weigh_tile(const uint32_t* weights, const Tile<Format>& tile, int64_t head_dim, const float* kept,
-                const float* added, const Prefetch& next, float* out) {
+                const float* added, const Tile<Format>& next, float* out) {
     int64_t column = 0;
     for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns)
         weigh_columns<Format, kRows, kColumns>(weights, tile, head_dim, column, kept, added, next, out);
+    for (; column + 32 <= head_dim; column += 32)
+        weigh_columns<Format, kRows, 2>(weights, tile, head_dim, column, kept, added, next, out);
     for (; column < head_dim; column += 16)
         weigh_columns<Format, kRows, 1>(weights, tile, head_dim, column, kept, added, next, out);
 }
@@ -261,10 +249,10 @@ inline int block_rows(int64_t first, int64_t rows) {
 }
 
 // Adds a tile to the state of one or two blocks of rows; q: [head_dim / kPack, rows of the block] units, for each;
-// scales: of scores, [rows]. next: the tile to fetch meanwhile, or null.
+// scales: of scores, [rows]. next: the tile to fetch meanwhile; `tile` itself: none.
 template <typename Format>
 void attend_group(const uint32_t* q, const float* scales, int first_rows, int second_rows, const Tile<Format>& tile,
-                  const Tile<Format>* next, const int32_t* positions, const ScoreParams& params, int64_t head_dim,
+                  const Tile<Format>& next, const int32_t* positions, const ScoreParams& params, int64_t head_dim,
                   const RowState& state) {
     alignas(64) float scores[kGroupRows * kTileKeys];
     alignas(64) uint32_t weights[kGroupRows * kTileKeys / Format::kPack];
@@ -274,13 +262,11 @@ void attend_group(const uint32_t* q, const float* scales, int first_rows, int se
     if (rows > kGroupRows) __builtin_unreachable();
     const auto first = block_functions<Format>(first_rows, all);
     const auto second = block_functions<Format>(std::max(second_rows, 1), all);
-    // Two blocks share the next tile.
-    const int half = second_rows ? kTileVectors / 2 : kTileVectors;
 
-    first.score(q, scales, tile, head_dim, prefetch_of(next, false, 0, half, q), scores);
+    first.score(q, scales, tile, head_dim, next, scores);
     if (second_rows)
-        second.score(q + first_rows * head_dim / Format::kPack, scales + first_rows, tile, head_dim,
-                     prefetch_of(next, false, half, kTileVectors, q), scores + first_rows * kTileKeys);
+        second.score(q + first_rows * head_dim / Format::kPack, scales + first_rows, tile, head_dim, tile,
+                     scores + first_rows * kTileKeys);
     const bool all_visible =
         positions[0] >= tile.start + kTileKeys - 1 && positions[rows - 1] - int64_t(params.window) < tile.start;
     if (!all_visible || params.soft_cap != 0.0f) adjust_scores(scores, rows, positions, tile.start, params);
@@ -288,11 +274,10 @@ void attend_group(const uint32_t* q, const float* scales, int first_rows, int se
         update_scaled_softmax<Format>(scores, rows, tile, state, weights, factors);
     else
         update_softmax<Format>(scores, rows, state, weights, factors);
-    first.weigh(weights, tile, head_dim, factors.kept, factors.added, prefetch_of(next, true, 0, half, q), state.out);
+    first.weigh(weights, tile, head_dim, factors.kept, factors.added, next, state.out);
     if (second_rows)
         second.weigh(weights + first_rows * kTileKeys / Format::kPack, tile, head_dim, factors.kept + first_rows,
-                     factors.added + first_rows, prefetch_of(next, true, half, kTileVectors, q),
-                     state.out + first_rows * head_dim);
+                     factors.added + first_rows, tile, state.out + first_rows * head_dim);
 }
 
 }  // namespace pagoda

@@ -47,7 +47,7 @@ struct Tile {
     const Unit* values[kTileVectors];  // [16 / kPack] rows of head_dim units
     const float *key_scales[kTileVectors], *value_scales[kTileVectors];  // [16], in formats with scales
     int64_t key_stride;
-    int first, last;  // vectors outside [first, last) have no key that was asked for, and no values
+    int first, last;  // vectors outside [first, last) have no key that was asked for: they are the first one's again
 };
 
 // Reads keys [begin, end) of a sequence, for one head. Nothing else knows how stored keys and values become units.
@@ -94,6 +94,11 @@ class TileReader {
                 __builtin_prefetch(tile.value_scales[i]);
             }
         }
+        for (int i = 0; i < kTileVectors; i++) {
+            if (tile.first <= i && i < tile.last) continue;
+            tile.keys[i] = tile.keys[tile.first];
+            tile.values[i] = tile.values[tile.first];
+        }
         return tile;
     }
 
@@ -136,14 +141,22 @@ class TileReader {
     }
 
     const Unit* gather_values(Unit* units, int64_t key, int64_t from, int64_t to) const {
-        const int64_t row_size = shape_.head_dim;
-        for (int64_t i = key; i < key + 16; i++) {
-            // Elements kPack apart; a pair may have a key that is not read.
-            Stored* target = (Stored*)(units + (i - key) / kPack * row_size) + i % kPack;
-            const bool read = from <= i && i < to;
-            const Stored* source = nullptr;
-            if (read) source = (const Stored*)(v_cache_ + block_of(i).value_row(i % shape_.block_size)) + i % kPack;
-            for (int64_t d = 0; d < row_size; d++) target[kPack * d] = read ? source[kPack * d] : Stored{};
+        constexpr int kBits = 8 * sizeof(Stored);
+        constexpr Unit kElement = Unit(-1) >> kBits * (kPack - 1);
+        int64_t index = key / shape_.block_size, slot = key % shape_.block_size;
+        for (int64_t i = key; i < key + 16; i += kPack, slot += kPack) {
+            if (slot == shape_.block_size) index++, slot = 0;
+            // A pair may have a key that is not read.
+            Unit mask = 0;
+            for (int element = 0; element < kPack; element++)
+                if (from <= i + element && i + element < to) mask |= kElement << kBits * element;
+            Unit* const target = units + (i - key) / kPack * shape_.head_dim;
+            if (!mask) {
+                std::fill_n(target, shape_.head_dim, Unit{});
+                continue;
+            }
+            const Unit* source = v_cache_ + BlockHead<Format>(shape_, block_table_[index], head_).value_row(slot);
+            for (int64_t d = 0; d < shape_.head_dim; d++) target[d] = source[d] & mask;
         }
         return units;
     }
