@@ -20,7 +20,18 @@ from pagoda.errors import InvalidArgumentError
 from pagoda.executor.config import ExecutorOptions
 
 SMALL = "--device cpu --threads 1 --num-gpu-blocks-override 256 --max-model-len 512 --max-num-seqs 8".split()
-NO_ENGINE = {"scheduler", "listen", "name", "role", "transfer", "transfer_endpoint", "drain_s", "cpus", "log_level"}
+NO_ENGINE = {
+    "scheduler",
+    "listen",
+    "name",
+    "role",
+    "transfer",
+    "transfer_endpoint",
+    "drain_s",
+    "cpus",
+    "cell_key_file",
+    "log_level",
+}
 """Options of an executor's process, not of its model."""
 
 
