@@ -20,7 +20,7 @@ from pagoda.executor.session import stay_registered
 from pagoda.executor.step_thread import StepThread
 from pagoda.imports import collector_paused
 from pagoda.logs import configure_logging
-from pagoda.rpc.cell_key import CellKey, read_cell_key
+from pagoda.rpc.curve import KeyPair, read_cell_key
 from pagoda.rpc.server import ServiceServer
 from pagoda.signals import stop_event
 from pagoda.v1 import executor_pb2_grpc
@@ -53,7 +53,7 @@ def main(options: ExecutorOptions) -> int:
     return asyncio.run(_serve(options, key))
 
 
-async def _serve(options: ExecutorOptions, key: CellKey | None) -> int:
+async def _serve(options: ExecutorOptions, key: KeyPair | None) -> int:
     leaving = stop_event()
     stopped = asyncio.create_task(leaving.wait())
     thread = StepThread(key)

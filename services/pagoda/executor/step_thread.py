@@ -23,7 +23,7 @@ from typing import Protocol, TypeVar
 import zmq
 
 from pagoda.executor.pending import Pending
-from pagoda.rpc.cell_key import CellKey
+from pagoda.rpc.curve import KeyPair, protect_client
 from pagoda.v1 import step_pb2
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ class _Session:
 class StepThread:
     """One daemon thread with a queue of calls and at most one session. Its methods belong to one event loop."""
 
-    def __init__(self, key: CellKey | None = None) -> None:
+    def __init__(self, key: KeyPair | None = None) -> None:
         """key: of the cell, where it has one"""
         self._key = key
         self.orders: Orders | None = None
@@ -207,7 +207,7 @@ class StepThread:
         socket.immediate = 1
         socket.sndtimeo = _CONNECT_TIMEOUT_MS
         if self._key:
-            self._key.protect_client(socket)
+            protect_client(socket, self._key.public)
         disconnected = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             socket.connect(endpoint)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import zmq
-
 from pagoda.executor.description import describe_layout
 from pagoda.executor.plan_arrays import PlanError, read_indices
 from pagoda.executor.runner import Runner
-from pagoda.executor.transfer.receiver import CurveKeys, Receiver
+from pagoda.executor.transfer.receiver import Receiver
 from pagoda.executor.transfer.reports import Counters
 from pagoda.executor.transfer.sender import Sender
 from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u64
+from pagoda.rpc.curve import new_key_pair
 from pagoda.v1 import scheduler_pb2, step_pb2
 
 # Of the cache.
@@ -113,7 +112,7 @@ def make_transfers(runner: Runner, listen: str | None, *, tcp_only: bool, encryp
         return None
     layout = describe_layout(runner.layout)
     try:
-        curve = CurveKeys(*zmq.curve_keypair()) if encrypted else None
+        curve = new_key_pair() if encrypted else None
         receiver = Receiver(runner.cache, _BLOCK_AXIS, layout, listen=listen, curve=curve)
     except (ValueError, OSError) as error:
         raise ValueError(f"--transfer-endpoint {listen}: {error}") from None

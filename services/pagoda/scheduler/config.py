@@ -7,10 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pagoda.options import option
+from pagoda.rpc.hosts import LOOPBACK, WILDCARDS
 from pagoda.scheduler.core.policies import POLICIES, check_policy
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_ANY = ("*", "0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,10 @@ def check_endpoint(name: str, endpoint: str, *, encrypted: bool, is_told: bool =
         raise ValueError(f"{name} must be tcp://host:port or ipc://path, got {endpoint!r}")
     # "*" is ZeroMQ's word for any free port.
     host = urlsplit(f"tcp://{rest.removesuffix(':*')}").hostname
-    if host not in _LOOPBACK and not encrypted:
+    if host not in LOOPBACK and not encrypted:
         raise ValueError(
             f"{name} {endpoint!r} would be open to other hosts without authentication; "
             "bind it to 127.0.0.1, use ipc://path, or give the cell a key (cell_key_file)"
         )
-    if is_told and host in _ANY:
+    if is_told and host in WILDCARDS:
         raise ValueError(f"{name} {endpoint!r} is no address that a peer could connect to; name one of this host's")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from pagoda.errors import FailedPreconditionError, NotFoundError, PagodaError, UnavailableError
-from pagoda.rpc.cell_key import read_cell_key
+from pagoda.rpc.curve import read_cell_key
 from pagoda.scheduler import codec
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.scheduler.core.request import End, FinishReason, Request, RequestKey

@@ -13,7 +13,7 @@ from typing import assert_never
 import zmq
 
 from pagoda.rpc.arrays import pack_u32
-from pagoda.rpc.cell_key import CellKey
+from pagoda.rpc.curve import KeyPair
 from pagoda.scheduler.core.kv_events import (
     BlocksCleared,
     BlocksRemoved,
@@ -39,7 +39,7 @@ MAX_BLOCKS_PER_PART = 4096
 class KvEventPublisher:
     """Publishes what `events` collects, on a bound PUB socket."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, key: CellKey | None = None) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, key: KeyPair | None = None) -> None:
         """key: that subscribers must have
 
         Raises OSError when `endpoint` cannot be bound.

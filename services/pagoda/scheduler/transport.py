@@ -14,7 +14,7 @@ from typing import cast
 import zmq
 
 from pagoda.errors import UnavailableError
-from pagoda.rpc.cell_key import CellKey
+from pagoda.rpc.curve import KeyPair
 
 # Messages that may wait for one peer, each the outcome of one step. A peer that is this far behind is lost.
 SEND_HIGH_WATER_MARK = 4096
@@ -47,7 +47,7 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
 class Router:
     """One bound ROUTER socket. A peer's routing id is its session id."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, key: CellKey | None = None) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, key: KeyPair | None = None) -> None:
         """key: that peers must have
 
         Raises OSError when `endpoint` cannot be bound.

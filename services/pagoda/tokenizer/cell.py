@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from pagoda.errors import Code, PagodaError, ResourceExhaustedError, UnavailableError
 from pagoda.rpc.arrays import pack_u64, unpack_u32, unpack_u64
-from pagoda.rpc.cell_key import CellKey
+from pagoda.rpc.curve import KeyPair
 from pagoda.rpc.status import from_message
 from pagoda.tokenizer.session import SendMessage, run_session
 from pagoda.tokenizer.token_stream import CellRequest, TokenRequest, TokenStream
@@ -48,7 +48,7 @@ class Cell:
     key: of the cell, where it has one
     """
 
-    def __init__(self, scheduler: str, name: str, *, recovery_s: float = 30.0, key: CellKey | None = None) -> None:
+    def __init__(self, scheduler: str, name: str, *, recovery_s: float = 30.0, key: KeyPair | None = None) -> None:
         self.scheduler = scheduler
         self._name = name
         self._key = key

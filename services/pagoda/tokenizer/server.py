@@ -11,7 +11,7 @@ import uvloop
 
 from pagoda.errors import UnavailableError
 from pagoda.logs import configure_logging
-from pagoda.rpc.cell_key import CellKey, read_cell_key
+from pagoda.rpc.curve import KeyPair, read_cell_key
 from pagoda.rpc.server import ServiceServer
 from pagoda.signals import stop_event
 from pagoda.text import TextTokenizer
@@ -72,7 +72,7 @@ def _chat_template(given: str | None) -> str | None:
     return Path(given).read_text(encoding="utf-8")
 
 
-async def _serve(options: TokenizerOptions, encoder: PromptEncoder, key: CellKey | None, tracer: Tracer | None) -> int:
+async def _serve(options: TokenizerOptions, encoder: PromptEncoder, key: KeyPair | None, tracer: Tracer | None) -> int:
     service = TokenizerService(options, encoder, key, tracer)
     await service.start()
     stopped = asyncio.create_task(stop_event().wait())
@@ -93,7 +93,7 @@ class TokenizerService:
         self,
         options: TokenizerOptions,
         encoder: PromptEncoder,
-        key: CellKey | None = None,
+        key: KeyPair | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         assert options.model is not None

@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from zmq.utils.monitor import recv_monitor_message
 
 from pagoda.errors import UnavailableError
-from pagoda.rpc.cell_key import CellKey
 from pagoda.rpc.channel import open_channel
+from pagoda.rpc.curve import KeyPair, protect_client
 from pagoda.v1.scheduler_pb2 import (
     CellStatus,
     Heartbeat,
@@ -52,7 +52,7 @@ class SessionPeer(Protocol):
     def on_tokens(self, batch: TokenBatch) -> None: ...
 
 
-async def run_session(address: str, name: str, peer: SessionPeer, key: CellKey | None = None) -> NoReturn:
+async def run_session(address: str, name: str, peer: SessionPeer, key: KeyPair | None = None) -> NoReturn:
     """Registers at the scheduler and serves `peer` until the session is lost; UnavailableError tells why.
 
     address: the scheduler's gRPC address
@@ -99,7 +99,7 @@ async def _read(call: _Call) -> Any:
 
 
 @contextmanager
-def _dealer(session: Session, key: CellKey | None) -> Iterator[zmq.asyncio.Socket]:
+def _dealer(session: Session, key: KeyPair | None) -> Iterator[zmq.asyncio.Socket]:
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     try:
         socket.setsockopt(zmq.ROUTING_ID, session.session_id.encode())
@@ -109,7 +109,7 @@ def _dealer(session: Session, key: CellKey | None) -> Iterator[zmq.asyncio.Socke
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         if key:
-            key.protect_client(socket)
+            protect_client(socket, key.public)
         socket.connect(session.endpoint)
         yield socket
     finally:

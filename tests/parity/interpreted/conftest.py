@@ -1,6 +1,6 @@
 """The GPU's kernels in Triton's interpreter, which a process has from its start or not at all.
 
-`../test_interpreted.py` runs these tests in a process of their own; others pass them over.
+`tests/test_interpreted.py` runs these tests in a process of their own; others pass them over.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import zmq.utils.z85
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+from pagoda.rpc.hosts import LOOPBACK, WILDCARDS
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ def check_listen(listen: str, *, encrypted: bool) -> None:
         raise ValueError(
             f"{listen!r} would be open to other hosts without encryption; bind it to 127.0.0.1, or give it CURVE keys"
         )
-    if parts.hostname in ("*", "0.0.0.0", "::"):
+    if parts.hostname in WILDCARDS:
         raise ValueError(f"{listen!r} is no address that another host could connect to; name one of this host's")

@@ -18,6 +18,7 @@ from pagoda.executor.transfer.endpoints import Endpoint
 from pagoda.executor.transfer.mailbox import open_mailbox
 from pagoda.executor.transfer.reports import Reason, from_problem
 from pagoda.executor.transfer.slots import Bytes
+from pagoda.rpc.curve import protect_client
 from pagoda.v1 import transfer_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -145,9 +146,8 @@ class Link:
         socket.linger = 100
         socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         if self._endpoint.curve_key:
-            # The session's word says that we may; the key only has to be somebody's.
-            socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-            socket.curve_serverkey = self._endpoint.curve_key
+            # Whether we may connect, the session's word says.
+            protect_client(socket, self._endpoint.curve_key)
         self._socket, self._monitor = socket, socket.get_monitor_socket(_ENDS)
         hello = pb.TransferHello(session=self._endpoint.session, mailbox=self._endpoint.host_id is not None)
         hello.MergeFrom(self._hello)

@@ -12,7 +12,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import zmq
@@ -24,6 +23,7 @@ from pagoda.executor.transfer.endpoints import Endpoint, check_listen, host_id
 from pagoda.executor.transfer.intake import BadMessageError, Intake, as_bytes
 from pagoda.executor.transfer.leases import Leases
 from pagoda.executor.transfer.reports import Counters, Reason, Signal, to_problem
+from pagoda.rpc.curve import KeyPair
 from pagoda.v1 import common_pb2
 from pagoda.v1 import transfer_pb2 as pb
 
@@ -41,14 +41,6 @@ _SWEEP_INTERVAL_S = 1.0
 _HEADER_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class CurveKeys:
-    """A ZeroMQ CURVE key pair, as `zmq.curve_keypair()` makes them: 40 characters of Z85 each."""
-
-    public: bytes
-    secret: bytes
-
-
 class Receiver:
     """Usable from any thread."""
 
@@ -59,7 +51,7 @@ class Receiver:
         layout: common_pb2.KvLayout,
         *,
         listen: str | None = "tcp://127.0.0.1:*",
-        curve: CurveKeys | None = None,
+        curve: KeyPair | None = None,
         window_bytes: int = 64 << 20,
         max_links: int = 64,
         max_leases: int = 4096,
@@ -163,9 +155,7 @@ class Receiver:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, self._intake.max_piece_bytes + _HEADER_BYTES)
         if self._curve:
-            socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt(zmq.CURVE_PUBLICKEY, self._curve.public)
-            socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve.secret)
+            self._curve.protect_server(socket)
         try:
             socket.bind(f"ipc://@{self._name}")
             if listen is not None:

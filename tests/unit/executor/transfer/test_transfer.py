@@ -34,9 +34,10 @@ from transfer_ends import (
 
 from pagoda.executor.transfer import intake, sender
 from pagoda.executor.transfer.endpoints import host_id
-from pagoda.executor.transfer.receiver import CurveKeys, Receiver
+from pagoda.executor.transfer.receiver import Receiver
 from pagoda.executor.transfer.reports import Reason
 from pagoda.executor.transfer.sender import Sender
+from pagoda.rpc.curve import new_key_pair
 from pagoda.v1 import common_pb2
 from pagoda.v1 import transfer_pb2 as pb
 
@@ -347,7 +348,7 @@ def test_the_receiver_says_how_long_a_link_may_be_idle(
 @pytest.mark.usefixtures("small_pieces")
 def test_encrypted(transport: str, make_receiver: MakeReceiver, make_sender: MakeSender) -> None:
     target = empty_cache()
-    receiver, sender = make_receiver(target, curve=CurveKeys(*zmq.curve_keypair())), make_sender(connect_timeout_s=0.5)
+    receiver, sender = make_receiver(target, curve=new_key_pair()), make_sender(connect_timeout_s=0.5)
     receiver.grant(1, list(range(10)), 10)
     receiver.grant(2, [20], 10)
     (endpoint,) = through(transport, receiver)

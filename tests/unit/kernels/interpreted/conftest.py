@@ -1,6 +1,6 @@
 """Tests of Triton kernels in Triton's interpreter, which a process has from its start or not at all.
 
-`../test_triton_interpreted.py` runs them in a process of their own; others pass them over.
+`tests/test_interpreted.py` runs them in a process of their own; others pass them over.
 """
 
 from __future__ import annotations

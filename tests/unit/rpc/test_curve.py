@@ -10,11 +10,11 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from pagoda.rpc.cell_key import CellKey, read_cell_key
+from pagoda.rpc.curve import KeyPair, protect_client, read_cell_key
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> CellKey:
+def key(tmp_path: Path) -> KeyPair:
     path = tmp_path / "cell.key"
     path.write_text(secrets.token_hex(32) + "\n")
     return read_cell_key(path)
@@ -26,13 +26,13 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
         yield context
 
 
-def arrives(context: zmq.Context[zmq.Socket[bytes]], server: CellKey | None, client: CellKey | None) -> bool:
+def arrives(context: zmq.Context[zmq.Socket[bytes]], server: KeyPair | None, client: KeyPair | None) -> bool:
     """Whether a message of the client's reaches the server."""
     router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     if server:
         server.protect_server(router)
     if client:
-        client.protect_client(dealer)
+        protect_client(dealer, client.public)
     ends = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
     try:
         port = router.bind_to_random_port("tcp://127.0.0.1")
@@ -54,11 +54,11 @@ def arrives(context: zmq.Context[zmq.Socket[bytes]], server: CellKey | None, cli
             socket.close(linger=0)
 
 
-def test_who_has_the_key_is_let_in(context: zmq.Context[zmq.Socket[bytes]], key: CellKey) -> None:
+def test_who_has_the_key_is_let_in(context: zmq.Context[zmq.Socket[bytes]], key: KeyPair) -> None:
     assert arrives(context, key, key)
 
 
-def test_nobody_else_is(context: zmq.Context[zmq.Socket[bytes]], key: CellKey, tmp_path: Path) -> None:
+def test_nobody_else_is(context: zmq.Context[zmq.Socket[bytes]], key: KeyPair, tmp_path: Path) -> None:
     path = tmp_path / "other.key"
     path.write_text(secrets.token_hex(32))
     assert not arrives(context, key, None)
