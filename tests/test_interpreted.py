@@ -1,5 +1,7 @@
-"""Runs the tests in folders called `interpreted`: Triton's interpreter must be on before a kernel is imported, and stays
-on."""
+"""Runs the tests in folders called `interpreted`.
+
+Triton's interpreter must be on before a kernel is imported, and stays on.
+"""
 
 from __future__ import annotations
 

@@ -285,6 +285,20 @@ def test_a_push_that_fails_costs_a_recompute(cell: Any) -> None:
     assert cell.core.counters.recoveries == 1
 
 
+@pytest.mark.parametrize(("lane", "ends"), [("P", True), ("D", True), ("D2", False)])
+def test_either_end_of_a_move_may_say_that_it_has_failed(cell: Any, lane: str, ends: bool) -> None:
+    request = submit(cell)
+    until(cell, lambda: request.move and request.move.has_left, delivers=False)
+    join(cell, "D2", ExecutorRole.DECODE)
+    cell.core.note_failed(lane, request.move.arrival.number, "corrupt", cell.now)
+    assert (request.move is None) == ends
+    assert cell.core.counters.move_failures == ({"push_corrupt": 1} if ends else {})
+    while cell.parcels:
+        cell.deliver()
+    cell.run()
+    check(cell, request)
+
+
 def test_after_a_failure_nothing_is_moved_between_the_two_for_a_while(cell: Any) -> None:
     first = submit(cell)
     until(cell, lambda: cell.parcels, delivers=False)

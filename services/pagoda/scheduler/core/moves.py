@@ -141,13 +141,15 @@ class Moves:
         if move and move.arrival.target is target:
             move.num_arrived = max(move.num_arrived, min(count, move.num_pushed))
 
-    def note_failed(self, number: int, source: Lane, word: str, now: float) -> list[Request]:
-        """`source` could not push. Returns the request if it has no row any more.
+    def note_failed(self, number: int, lane: Lane, word: str, now: float) -> list[Request]:
+        """`lane` could not push, or what was pushed to it is of no use. Returns the request if it has no row any more.
 
         word: why not
         """
         move = self._moves.get(number)
-        return self._fail(move, f"push_{word}", now) if move and move.arrival.source is source else []
+        return (
+            self._fail(move, f"push_{word}", now) if move and lane in (move.arrival.source, move.arrival.target) else []
+        )
 
     def arrived(self) -> list[Move]:
         """Those whose requests can start on their targets."""

@@ -246,7 +246,7 @@ class Scheduler:
         self.moves.note_arrived(number, self.lanes[lane_id], count)
 
     def note_failed(self, lane_id: str, number: int, word: str, now: float) -> None:
-        """An executor could not push the blocks of a move. word: why not"""
+        """An executor could not push the blocks of a move, or got what is of no use. word: why"""
         self._recover(self.moves.note_failed(number, self.lanes[lane_id], word, now), now)
 
     def commit(self, lane_id: str, result: StepResult, now: float) -> None:
