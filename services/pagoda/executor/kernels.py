@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 import os
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import MakeLayers
@@ -18,6 +20,7 @@ from pagoda.executor.models.weights import MakeLinear
 from pagoda.kernels.attention import AttentionBackend
 from pagoda.kernels.cpu.attention import CpuBackend
 from pagoda.kernels.cpu.elementwise import CpuElementwise
+from pagoda.kernels.cpu.head import CpuHead
 from pagoda.kernels.cpu.library import best_level, library
 from pagoda.kernels.cpu.linear import CpuLinear, Storage
 from pagoda.kernels.elementwise import Elementwise
@@ -29,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 # The largest in `pagoda.kernels.triton.tuning`.
 _MAX_TRITON_HEAD_DIM = 256
+# Bytes of a head's weights from which on it is sooner to find the tokens that matter first. Smaller ones stay in the
+# processor's cache.
+_WORTH_SHORTLISTS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,15 @@ def _native(dtype: torch.dtype, quantization: str) -> Kernels:
         # Without instructions for bfloat16, torch's matrix products are the faster ones.
         linear = head = DenseLinear
     else:
-        linear, head = packed(None), packed(None, torch.float32)
+        linear, head = packed(None), partial(_dense_head, loaded)
     layers = None if linear is DenseLinear else partial(cpu_layers, loaded)
     return Kernels(f"cpu ({level})", CpuBackend(), CpuElementwise(loaded), linear, head, layers)
+
+
+def _dense_head(library: ctypes.CDLL, weight: Tensor, bias: Tensor | None) -> CpuLinear:
+    if bias is None and weight.nbytes >= _WORTH_SHORTLISTS:
+        return CpuHead(library, weight)
+    return CpuLinear(library, weight, bias, out_dtype=torch.float32)
 
 
 def _obstacle_to_triton(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:

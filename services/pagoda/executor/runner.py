@@ -37,7 +37,7 @@ from pagoda.executor.kv_cache import (
 from pagoda.executor.loader import Model, load_model
 from pagoda.executor.machine import available_bytes, usable_cores
 from pagoda.executor.pending import Done, Pending
-from pagoda.executor.sampler import sample
+from pagoda.executor.sampler import sample, to_tensors
 from pagoda.kernels.attention import AttentionBackend, AttentionBatch, HostLengths
 from pagoda.rpc.arrays import pack_u32
 from pagoda.v1 import step_pb2
@@ -137,8 +137,8 @@ class Runner:
             with self.cores.step(len(inputs.token_ids), len(rows)) if self.cores else nullcontext():
                 hidden = self.forward(inputs, inputs.sample_tokens)
                 if len(rows):
-                    logits = self.model.decoder.logits(hidden)
-                    tokens = sample(logits, self._batch.sampling(rows))
+                    sampling = self._batch.sampling(rows)
+                    tokens = sample(self.model.decoder.logits(hidden, to_tensors(sampling)), sampling)
                     self._batch.append(rows, tokens)
                     result.rows, result.token_ids = pack_u32(rows), pack_u32(tokens)
         result.forward_ns = time.perf_counter_ns() - started_ns

@@ -38,7 +38,7 @@ def sample(logits: Tensor, rows: SamplingRows) -> Int64:
     Returns token ids [m].
     """
     native = _native() if logits.device.type == "cpu" else None
-    return sample_with_torch(logits, rows) if native is None else _to_numpy(native(logits, _to_tensors(rows)))
+    return sample_with_torch(logits, rows) if native is None else _to_numpy(native(logits, to_tensors(rows)))
 
 
 def sample_with_torch(logits: Tensor, rows: SamplingRows) -> Int64:
@@ -61,7 +61,8 @@ def _native() -> CpuSampler | None:
     return CpuSampler(kernels) if kernels else None
 
 
-def _to_tensors(rows: SamplingRows) -> SamplingTensors:
+def to_tensors(rows: SamplingRows) -> SamplingTensors:
+    """The same in host memory."""
     columns = (rows.temperature, rows.top_p, rows.top_k.astype(np.int32), rows.min_p, rows.seed.view(np.int64))
     return SamplingTensors(*map(torch.from_numpy, (*columns, rows.position)))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from pagoda.kernels.sampling import SamplingTensors
 
 
 class Linear(Protocol):
@@ -18,6 +20,18 @@ class Linear(Protocol):
     @property
     def num_bytes(self) -> int:
         """Memory of weight and bias."""
+        ...
+
+
+@runtime_checkable
+class ShortlistingHead(Linear, Protocol):
+    """From hidden states to logits; can leave out those that do not matter."""
+
+    def shortlist(self, x: Tensor, rows: SamplingTensors) -> Tensor:
+        """x: [n, in_features]; rows: how each is going to be sampled
+
+        Returns [n, out_features], -inf for tokens that cannot be drawn.
+        """
         ...
 
 

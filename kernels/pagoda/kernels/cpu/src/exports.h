@@ -27,6 +27,17 @@ PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, con
                                  int64_t num_kv_heads, int64_t head_dim, int64_t block_size, float scale, float soft_cap,
                                  int32_t window, int32_t is_bf16, int32_t is_cache_int8, const pagoda::Item* items,
                                  const pagoda::PlanSizes* sizes, void* workspace);
+PAGODA_EXPORT void pagoda_linear_int8(const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows,
+                                      const void* panels, int64_t out_features, int64_t in_features, void* out,
+                                      int32_t is_out_bf16, int32_t num_threads);
+PAGODA_EXPORT void pagoda_linear_bfloat16_listed(const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows,
+                                                 const void* panels, int64_t out_features, int64_t in_features,
+                                                 void* out, int32_t is_out_bf16, const int32_t* listed,
+                                                 int64_t listed_stride, const int32_t* counts, int32_t num_threads);
+PAGODA_EXPORT void pagoda_linear_float32_listed(const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows,
+                                                const void* panels, int64_t out_features, int64_t in_features,
+                                                void* out, int32_t is_out_bf16, const int32_t* listed,
+                                                int64_t listed_stride, const int32_t* counts, int32_t num_threads);
 PAGODA_EXPORT void pagoda_gather_blocks(const void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
                                         const int64_t* block_ids, int64_t num_ids, void* piece);
 PAGODA_EXPORT void pagoda_scatter_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,

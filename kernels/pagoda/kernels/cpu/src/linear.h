@@ -215,6 +215,18 @@ void linear(const LinearCall& call) {
     }
 }
 
+// Of row i, the counts[i] panels listed from i * stride on, alone: what `linear` stores there.
+template <class Format>
+void linear_listed(const LinearCall& call, const int32_t* listed, int64_t stride, const int32_t* counts) {
+#pragma omp parallel for schedule(dynamic) num_threads(call.num_threads)
+    for (int64_t row = 0; row < call.rows; row++) {
+        thread_local Workspace workspace;
+        const Slab<Format> slab(call, row, 1, workspace.words(Layout<Format>(call.in_features).words_per_row()));
+        slab.pack(0);
+        for (int64_t i = 0; i < counts[row]; i++) slab.multiply(listed[row * stride + i]);
+    }
+}
+
 // The bias of a panel; 0 where there is none.
 PAGODA_INLINE void pack_bias(const float* bias, int64_t first, int64_t out_features, char* tail) {
     float lanes[kPanel] = {};

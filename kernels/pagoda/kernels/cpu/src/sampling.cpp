@@ -159,6 +159,21 @@ int64_t gather(const Weights& weights, float bound, const Memory& memory) {
     return count;
 }
 
+// Drops the weights below `bound`, and the last vector is filled with 0 again; returns how many are left.
+//
+// What is summed from here on is fixed by what the filters keep, not by what the list had before.
+int64_t keep_from(float bound, float* list, uint32_t* ids, int64_t count) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const floats w = load_lanes(list + i);
+        const ints above = w >= all(bound);
+        compress(ids + kept, load_as<ints>(ids + i), above);
+        kept += compress(list + kept, w, above);
+    }
+    store_lanes(list + kept, floats{});
+    return kept;
+}
+
 // ends: the running sum at the end of each chunk; returns the last one.
 template <typename Source>
 double sum_chunks(const Source& weights, int64_t size, double* ends) {
@@ -273,8 +288,11 @@ int64_t sample_row(const float* logits, int64_t size, const Parameters& row, con
         total = sum_chunks(weights, size, memory.ends);
         bound = std::max(bound, float(0.5 * (1.0 - row.top_p) * total / size));
     }
-    const int64_t count = gather(weights, bound, memory);
-    if (is_limited) bound = highest_bound(memory.list, count, bound, memory.other_list, are_enough);
+    int64_t count = gather(weights, bound, memory);
+    if (is_limited) {
+        bound = highest_bound(memory.list, count, bound, memory.other_list, are_enough);
+        count = keep_from(bound, memory.list, memory.ids, count);
+    }
     if (has_bound) total = sum_chunks(BoundedList{memory.list, bound}, count, memory.ends);
     if (row.top_p < 1) {
         const double target = row.top_p * total;
