@@ -19,6 +19,10 @@ from pagoda.options import shared_options, to_flags
 from pagoda.scheduler.config import SchedulerOptions
 from pagoda.tokenizer.config import TokenizerOptions
 
+# Prompts take the processors that decoding and the other services leave. Whoever waits for the next token notices some
+# milliseconds; whoever waits for a prompt does not.
+_PREFILL_NICENESS = 10
+
 
 def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
     """The services in the order in which they are stopped: who sends work before who gets it.
@@ -96,7 +100,8 @@ def _executors(options: ServeOptions, folder: Path, model: Path, environ: dict[s
                 cpus=None if threads else shares[len(services)],
                 name=name,
             )
-            services.append(_service("executor", name, executor, listen, environ))
+            service = _service("executor", name, executor, listen, environ)
+            services.append(dataclasses.replace(service, niceness=_PREFILL_NICENESS if role == "prefill" else 0))
     return services
 
 

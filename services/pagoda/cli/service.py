@@ -23,6 +23,7 @@ class Service:
     command: program and arguments
     address: where it answers health checks: "unix:/path" (gRPC) or an http:// URL
     environ: its whole environment
+    niceness: how far it stands back when processors are scarce, from 0 to 19
     """
 
     name: str
@@ -30,6 +31,7 @@ class Service:
     command: tuple[str, ...]
     address: str
     environ: Mapping[str, str] = field(repr=False)
+    niceness: int = 0
 
 
 class Child:
@@ -52,6 +54,10 @@ class Child:
             # Ctrl-C is for the supervisor, which stops the services in order.
             process_group=0,
         )
+        if service.niceness:
+            # It has no threads yet, and those to come inherit this.
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, service.niceness)
         return cls(process)
 
     @property

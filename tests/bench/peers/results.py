@@ -27,7 +27,7 @@ _COLUMNS = {
     "ITL p99": ("p99_itl_ms", 1),
     "longest gap": ("longest_gap_ms", 0),
     "gap p99": ("p99_gap_ms", 1),
-    "before": ("p99_calm_gap_ms", 1),
+    "alone": ("p99_alone_gap_ms", 1),
     "long prompt's TTFT": ("intruder_ttft_ms", 0),
     "cached tokens": ("total_cached_tokens", 0),
     "failed": ("failed", 0),

@@ -9,7 +9,8 @@
            longest that one of the streams waits until that prompt's first token
     W6     64 streams, 32/256: with a small model, what serving costs
     W8     8 streams of 128/1,024; when each has had 160 tokens, two prompts of 4,096 tokens come, one after the other:
-           the 99th percentile of the gaps between a stream's tokens while they are computed, and before
+           the 99th percentile of the gaps between a stream's tokens while they are computed, and of the same gaps when
+           the streams were alone, just before
     W7     1 stream, 1,024/2: the time to the first token is the prompt's
 
 Prompts are token ids, others in every run; decoding is greedy and never ends early.
@@ -20,9 +21,9 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -100,7 +101,10 @@ async def run(url: str, model: str, load: Load, seed: str) -> Figures:
     began, cpu_began = time.perf_counter(), time.process_time()
     if load.intruder:
         intruders = [_token_ids(rng, load.intruder) for _ in range(load.num_intruders)]
-        answers, more = await _run_with_intruders(client, prompts, intruders, load.intrudes_after)
+        alone = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams)
+        prompts = load.prompts(rng)  # of the others, the KV cache knows
+        began, cpu_began = time.perf_counter(), time.process_time()
+        answers, more = await _run_with_intruders(client, prompts, intruders, load.intrudes_after, alone)
     else:
         answers, more = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams), {}
     found = Run(answers, time.perf_counter() - began, time.process_time() - cpu_began)
@@ -122,8 +126,14 @@ async def warm_up(url: str, model: str) -> str:
 
 
 async def _run_with_intruders(
-    client: CompletionClient, prompts: Sequence[Prompt], intruders: Sequence[list[int]], intrudes_after: int
+    client: CompletionClient,
+    prompts: Sequence[Prompt],
+    intruders: Sequence[list[int]],
+    intrudes_after: int,
+    alone: Sequence[Answer],
 ) -> tuple[list[Answer], Figures]:
+    """alone: answers to as many prompts of this kind while nobody intruded."""
+
     is_time = asyncio.Event()
 
     def look() -> None:
@@ -139,25 +149,29 @@ async def _run_with_intruders(
         late = [await client.send(Prompt(intruder, _INTRUDER_OUTPUT)) for intruder in intruders]
     if errors := [each.error for each in late if not each.is_ok]:
         return answers, {"intruder_error": errors[0]}
-    begin, end = late[0].started_at, late[-1].first_at
-    # Until all have their first tokens, they disturb each other.
-    calm = gaps_s(answers, max(answer.event_times[0] for answer in answers), begin)
-    disturbed = gaps_s(answers, begin, end)
+    # A gap grows with what its sequence has in the KV cache, so it is compared with the one at the same place.
+    places = [gaps_between(answer, late[0].started_at, late[-1].first_at) for answer in answers]
+    disturbed, calm = _gaps_s(answers, places), _gaps_s(alone, places)
     return answers, {
         "intruder_ttft_ms": statistics.median(each.ttft_s for each in late) * 1e3,
         "longest_gap_ms": max(disturbed, default=0.0) * 1e3,
         "p99_gap_ms": _percentile(disturbed, 99) * 1e3,
-        "p99_calm_gap_ms": _percentile(calm, 99) * 1e3,
+        "p99_alone_gap_ms": _percentile(calm, 99) * 1e3,
     }
 
 
-def gaps_s(answers: Sequence[Answer], begin: float, end: float) -> list[float]:
-    """The gaps between two events of one answer that lie in [begin, end], if only in part."""
+def gaps_between(answer: Answer, begin: float, end: float) -> range:
+    """Which of the gaps between two events lie in [begin, end], if only in part."""
+    times = answer.event_times
+    return range(max(bisect_right(times, begin) - 1, 0), min(bisect_left(times, end), len(times) - 1))
+
+
+def _gaps_s(answers: Sequence[Answer], places: Sequence[range]) -> list[float]:
     return [
-        after - before
-        for answer in answers
-        for before, after in pairwise(answer.event_times)
-        if after > begin and before < end
+        answer.event_times[i + 1] - answer.event_times[i]
+        for answer, place in zip(answers, places, strict=True)
+        for i in place
+        if i + 1 < len(answer.event_times)
     ]
 
 

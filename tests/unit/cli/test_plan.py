@@ -114,6 +114,13 @@ def test_keys_are_in_no_command_line() -> None:
     assert "sk-1" not in greeting(ServeOptions(api_key=("sk-1",)))
 
 
+def test_prompts_stand_back() -> None:
+    services = services_of(ServeOptions(prefill_executors=2, decode_executors=1, executors=1))
+    niceness = {each.name: each.niceness for each in services.values() if each.kind == "executor"}
+    assert niceness == {"prefill-0": 10, "prefill-1": 10, "decode": 0, "executor": 0}
+    assert not any(each.niceness for each in services.values() if each.kind != "executor")
+
+
 def test_executors_share_the_cores() -> None:
     assert options_of(services_of(ServeOptions())["executor"]).threads is None
     assert options_of(services_of(ServeOptions(executors=1000))["executor-0"]).threads == 1
