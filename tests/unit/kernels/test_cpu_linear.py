@@ -72,7 +72,8 @@ def test_a_row_has_the_same_bits_in_every_batch(level: str, storage: Storage) ->
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_threads_change_nothing(storage: Storage) -> None:
-    x, weight, bias = random_case(50, 1000, 896, dtype_of(storage))
+    # How many rows are packed at a time depends on the number of threads.
+    x, weight, bias = random_case(600, 1000, 896, dtype_of(storage))
     outs = []
     for num_threads in (1, 2, 3, 7):
         torch.set_num_threads(num_threads)

@@ -12,6 +12,8 @@
 #include <omp.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+
 #include "interleave.h"
 #include "work_sharing.h"
 
@@ -24,8 +26,9 @@ constexpr int64_t kFetchAhead = 8 << 10;
 // Bytes of packed rows that stay in L2 while panels pass by, and the most rows they are.
 constexpr int64_t kGroupBytes = 384 << 10;
 constexpr int64_t kGroupRows = 240;
-// Rows that are packed at a time: bounds the workspace.
-constexpr int64_t kSlabRows = 960;
+// Bytes of rows per thread that are packed at a time, and at least kGroupRows: so few that they go to caches and not to
+// memory, whose way there and back a layer of few outputs would feel.
+constexpr int64_t kSlabBytes = 256 << 10;
 
 // x [rows, in_features] with rows x_stride elements apart; out [rows, out_features].
 struct LinearCall {
@@ -145,9 +148,7 @@ class Slab {
                 const Ahead ahead = {blocks == 1 ? strip + kFetchAhead : next, Format::kStepBytes / blocks};
                 Sum(*const block_sums)[2] = sums + (begin - row_of(first));
                 multiply_rows<Format, Format::kMaxRows>(rows, x, strip, steps, block_sums, ahead);
-                if (step + steps < layout_.steps) continue;
-                for (int64_t row = 0; row < rows; row++)
-                    finish(block_sums[row], words_of(begin), rows, row, panel, first_row_ + begin + row);
+                if (step + steps == layout_.steps) finish(block_sums, begin, rows, panel);
             }
         }
     }
@@ -157,28 +158,31 @@ class Slab {
     int64_t row_of(int64_t block) const { return rows_ * block / blocks_; }
     uint32_t* words_of(int64_t row) const { return packed_ + row * layout_.words_per_row(); }
 
-    void finish(const Sum (&sums)[2], const uint32_t* x, int rows, int row, int64_t panel, int64_t out_row) const {
-        const char* tail = call_.panels + (panel + 1) * layout_.panel_bytes - Format::kTailBytes;
-        const int64_t out = out_row * call_.out_features + panel * kPanel;
-        const int64_t columns = call_.out_features - panel * kPanel;
-        for (int half = 0; half < 2; half++) {
-            const f32x16 bias = load((const float*)tail + 16 * half);
-            const f32x16 value = Format::result(sums[half], x, rows, row, tail, half) + bias;
-            if (call_.is_out_bf16)
-                store_columns((bf16*)call_.out + out + 16 * half, value, columns - 16 * half);
-            else
-                store_columns((float*)call_.out + out + 16 * half, value, columns - 16 * half);
-        }
+    void finish(const Sum (*sums)[2], int64_t begin, int64_t rows, int64_t panel) const {
+        if (call_.is_out_bf16)
+            store_results((bf16*)call_.out, sums, begin, rows, panel);
+        else
+            store_results((float*)call_.out, sums, begin, rows, panel);
     }
 
     template <typename T>
-    static void store_columns(T* to, f32x16 value, int64_t columns) {
-        if (columns >= 16)
-            store(to, value);
-        else if (columns > 0) {
-            T lanes[16];
-            store(lanes, value);
-            std::memcpy(to, lanes, columns * sizeof(T));
+    void store_results(T* out, const Sum (*sums)[2], int64_t begin, int64_t rows, int64_t panel) const {
+        const char* tail = call_.panels + (panel + 1) * layout_.panel_bytes - Format::kTailBytes;
+        const f32x16 low_bias = load((const float*)tail), high_bias = load((const float*)tail + 16);
+        const int64_t columns = call_.out_features - panel * kPanel, stride = call_.out_features;
+        out += (first_row_ + begin) * stride + panel * kPanel;
+        for (int64_t row = 0; row < rows; row++, out += stride) {
+            const f32x16 low = Format::result(sums[row][0], words_of(begin), rows, row, tail, 0) + low_bias;
+            const f32x16 high = Format::result(sums[row][1], words_of(begin), rows, row, tail, 1) + high_bias;
+            if (columns >= kPanel) {
+                store(out, low);
+                store(out + 16, high);
+            } else {
+                T lanes[kPanel];
+                store(lanes, low);
+                store(lanes + 16, high);
+                std::memcpy(out, lanes, columns * sizeof(T));
+            }
         }
     }
 
@@ -197,11 +201,14 @@ template <class Format>
 void linear(const LinearCall& call) {
     thread_local Workspace workspace;
     const Layout<Format> layout(call.in_features);
-    const int64_t slab_rows = call.rows < kSlabRows ? call.rows : kSlabRows;
-    uint32_t* packed = workspace.words(slab_rows * layout.words_per_row());
     const int64_t work = layout.bytes(call.out_features) * (16 + call.rows) / 16;
     const int wanted = call.num_threads < kMaxThreads ? call.num_threads : kMaxThreads;
     const int num_threads = work < kWorthThreads ? 1 : wanted;
+    const int64_t row_bytes = layout.words_per_row() * sizeof(uint32_t);
+    const int64_t most_rows = std::max(kSlabBytes * num_threads / row_bytes, kGroupRows);
+    // Slabs are of one size: 256 rows are 128 + 128, not 240 + 16.
+    const int64_t slab_rows = call.rows <= most_rows ? call.rows : ceil_div(call.rows, ceil_div(call.rows, most_rows));
+    uint32_t* packed = workspace.words(slab_rows * layout.words_per_row());
     for (int64_t row = 0; row < call.rows; row += slab_rows) {
         const int64_t left = call.rows - row;
         const Slab<Format> slab(call, row, left < slab_rows ? left : slab_rows, packed);
