@@ -27,7 +27,7 @@ from pagoda.signals import stop_event
 
 
 def main(options: ServeOptions) -> int:
-    """Runs until SIGINT or SIGTERM. 0 after an orderly stop, 1 if a service cannot start or keeps dying."""
+    """Runs until SIGINT or SIGTERM. 0 after an orderly stop, 1 if the services of a kind cannot start."""
     configure_logging("supervisor")
     check_port(GatewayOptions(host=options.host, port=options.port).listen)
     model = resolve_model(options.model)

@@ -1,6 +1,6 @@
 """Keeps services running: starts all at once, restarts what dies, stops them in order.
 
-It knows commands, addresses and exit codes, and nothing of what the services do.
+It knows commands, addresses and exit codes, and nothing of what the services do; when to restart one, `Restarts` says.
 """
 
 from __future__ import annotations
@@ -17,16 +17,10 @@ from itertools import groupby
 from pathlib import Path
 
 from pagoda.cli.health import until_ready
+from pagoda.cli.restarts import Restarts
 from pagoda.cli.service import Child, Service, describe_exit
 
 logger = logging.getLogger(__name__)
-
-# This many deaths within the window, or in a row before it was ready, and it is given up.
-MAX_DEATHS = 5
-DEATH_WINDOW_S = 60.0
-
-# Before the first restart, and twice as long before each further one within the window.
-FIRST_BACKOFF_S = 0.1
 
 # How often a service that is not ready yet is mentioned: large models take their time.
 SLOW_START_S = 30.0
@@ -36,7 +30,7 @@ KILL_AFTER_S = 10.0
 
 
 class ServiceFailedError(Exception):
-    """A service cannot start, or keeps dying; the rest must be stopped."""
+    """No service of a kind can start; the rest must be stopped."""
 
 
 class Supervisor:
@@ -53,11 +47,12 @@ class Supervisor:
         self._greeting: str | None = greeting
         self._children: dict[str, Child] = {}
         self._ready: set[str] = set()
-        self._restarts = dict.fromkeys([each.name for each in services], 0)
+        self._restarts = Restarts({each.name: each.kind for each in services})
+        self._num_restarts = dict.fromkeys([each.name for each in services], 0)
         self._started = time.monotonic()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set. Raises ServiceFailedError, with everything stopped, if a service fails for good."""
+        """Runs until `stop` is set. Raises ServiceFailedError, with everything stopped, if a kind cannot start."""
         stopped = asyncio.create_task(stop.wait())
         for service in self._services:
             self._children[service.name] = await Child.start(service)
@@ -76,33 +71,23 @@ class Supervisor:
 
     async def _keep(self, service: Service) -> None:
         """Sees one service through its lives. Only ends by an exception."""
-        deaths: list[float] = []
-        begin, was_ready, failed_starts = self._started, False, 0
+        begin = self._started
         while True:
             child = self._children[service.name]
             code = await self._live(service, child, begin)
-            deaths.append(time.monotonic())
-            failed_starts = 0 if service.name in self._ready else failed_starts + 1
-            was_ready = was_ready or not failed_starts
             self._ready.discard(service.name)
             self._write_state()
-            if not was_ready or failed_starts == MAX_DEATHS:
-                times = "" if failed_starts == 1 else f" {failed_starts} times in a row"
+            wait_s = self._restarts.pause_after_death(service.name)
+            if wait_s is None:
                 hint = "; is the machine out of memory?" if code == -signal.SIGKILL else ""
                 raise ServiceFailedError(
-                    f"{service.name} could not start{times} ({describe_exit(code)}{hint}):\n{child.last_words()}"
-                )
-            wait_s = backoff_s(deaths)
-            if wait_s is None:
-                raise ServiceFailedError(
-                    f"{service.name} died {MAX_DEATHS} times within {DEATH_WINDOW_S:g} s "
-                    f"({describe_exit(code)}); giving up:\n{child.last_words()}"
+                    f"{service.name} could not start ({describe_exit(code)}{hint}):\n{child.last_words()}"
                 )
             logger.warning("%s died (%s); restarting it in %g s", service.name, describe_exit(code), wait_s)
             await asyncio.sleep(wait_s)
             begin = time.monotonic()
             self._children[service.name] = await Child.start(service)
-            self._restarts[service.name] += 1
+            self._num_restarts[service.name] += 1
             self._write_state()
 
     async def _live(self, service: Service, child: Child, begin: float) -> int:
@@ -123,6 +108,7 @@ class Supervisor:
 
     def _note_ready(self, service: Service, seconds: float) -> None:
         self._ready.add(service.name)
+        self._restarts.note_ready(service.name)
         self._write_state()
         _say(f"{service.name:<12} ready after {seconds:.1f} s")
         if self._greeting and len(self._ready) == len(self._services):
@@ -150,7 +136,7 @@ class Supervisor:
                     "pid": self._children[each.name].pid,
                     "address": each.address,
                     "ready": each.name in self._ready,
-                    "restarts": self._restarts[each.name],
+                    "restarts": self._num_restarts[each.name],
                 }
                 for each in self._services
             ],
@@ -158,12 +144,6 @@ class Supervisor:
         temporary = self._state_file.with_suffix(".tmp")
         temporary.write_text(json.dumps(state, indent=2))
         temporary.replace(self._state_file)
-
-
-def backoff_s(deaths: Sequence[float]) -> float | None:
-    """Seconds until the restart after the last of `deaths` (times, ascending); None: there were too many."""
-    recent = sum(deaths[-1] - death < DEATH_WINDOW_S for death in deaths)
-    return FIRST_BACKOFF_S * 2 ** (recent - 1) if recent < MAX_DEATHS else None
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pagoda.cli import supervisor as module
 from pagoda.cli.service import Service
-from pagoda.cli.supervisor import ServiceFailedError, Supervisor, backoff_s
+from pagoda.cli.supervisor import ServiceFailedError, Supervisor
 
 # Answers /health on port argv[1] and writes a line to argv[2] when told to stop. argv[3]: what else it does.
 # argv[4]: the supervisor's state file.
@@ -180,27 +180,26 @@ async def test_service_that_cannot_start_stops_the_rest(start: Callable[..., Cel
     assert not cell.state_file.exists()
 
 
-async def test_service_that_keeps_dying_is_given_up(
-    start: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "FIRST_BACKOFF_S", 0.01)
-    cell = start(gateway="", scheduler="dies")
-    with pytest.raises(ServiceFailedError, match=r"scheduler died 5 times within 60 s \(exit code 3\); giving up"):
+async def test_service_that_keeps_dying_leaves_the_others_alone(start: Callable[..., Cell]) -> None:
+    cell = start(gateway="", executor_0="", executor_1="dies", executor_2="no start", executor_3="starts once")
+    await cell.until(lambda state: state["executor-0"]["ready"] and state["executor-3"]["ready"])
+    before = cell.state()
+    os.kill(before["executor-3"]["pid"], signal.SIGKILL)
+    await cell.until(lambda state: all(state[f"executor-{i}"]["restarts"] >= 2 for i in (1, 2, 3)))
+    assert cell.state()["executor-0"] == before["executor-0"]
+
+
+async def test_kind_of_which_nobody_can_start_stops_the_rest(start: Callable[..., Cell]) -> None:
+    cell = start(gateway="", executor_0="no start", executor_1="no start")
+    with pytest.raises(ServiceFailedError, match=r"executor-[01] could not start \(exit code 1\)"):
         await cell.task
 
 
-async def test_service_that_cannot_start_again_is_given_up(
-    start: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However long each attempt takes."""
-    monkeypatch.setattr(module, "FIRST_BACKOFF_S", 0.001)
-    monkeypatch.setattr(module, "DEATH_WINDOW_S", 0.0)
+async def test_only_service_that_was_ready_once_is_tried_again(start: Callable[..., Cell]) -> None:
     cell = start(gateway="", executor="starts once")
     await cell.until_ready()
     os.kill(cell.state()["executor"]["pid"], signal.SIGKILL)
-    with pytest.raises(ServiceFailedError) as caught:
-        await cell.task
-    assert str(caught.value) == "executor could not start 5 times in a row (exit code 1):\n    once is enough"
+    await cell.until(lambda state: state["executor"]["restarts"] >= 3)
 
 
 async def test_service_killed_during_its_start(start: Callable[..., Cell]) -> None:
@@ -209,11 +208,6 @@ async def test_service_killed_during_its_start(start: Callable[..., Cell]) -> No
         ServiceFailedError, match=r"could not start \(killed by SIGKILL; is the machine out of memory\?"
     ):
         await cell.task
-
-
-def test_backoff_doubles_until_it_is_given_up() -> None:
-    assert [backoff_s([0.0] * n) for n in range(1, 6)] == [0.1, 0.2, 0.4, 0.8, None]
-    assert backoff_s([0, 1, 2, 3, 70.0]) == 0.1
 
 
 async def test_service_that_does_not_stop_is_killed(
