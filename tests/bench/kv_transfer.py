@@ -2,7 +2,8 @@
 
     python tests/bench/kv_transfer.py
 
-Blocks lie in random order in both caches. Measured, each beside what bounds it, in turns:
+Blocks lie in random order in both caches: the sender's is in shared memory and the receiver's in huge pages, as those
+of executors are that prefill and decode. Measured, each beside what bounds it, in turns:
 
     memcpy      copies the same number of bytes within a process, in one thread and in one piece
     shm         moves them through shared memory, from the first push to the last arrival
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import socket
 import statistics
 import subprocess
@@ -36,6 +38,7 @@ from google.protobuf.json_format import MessageToDict
 from report import circumstances, table
 
 from pagoda.executor.transfer.sender import Sender
+from pagoda.executor.transfer.shared_memory import SharedMemory
 from pagoda.v1 import common_pb2
 
 LAYOUTS = {
@@ -98,11 +101,14 @@ class Bench:
     def __init__(self, layout: common_pb2.KvLayout, peer: Peer) -> None:
         shape = (layout.num_layers, 2, layout.num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim)
         self.peer = peer
-        self.cache = torch.ones(shape, dtype=torch.bfloat16)
+        num_elements = math.prod(shape)
+        memory = SharedMemory(2 * num_elements)
+        self.cache = torch.frombuffer(memory.memory, dtype=torch.bfloat16).view(shape).fill_(1)
         self.block_bytes = self.cache.nbytes // layout.num_blocks
         self.blocks = np.random.default_rng(0).permutation(layout.num_blocks)
         self.senders = {
-            checksum: Sender(self.cache, 2, layout, checksum=checksum, push_wait_s=10.0) for checksum in (False, True)
+            checksum: Sender(self.cache, 2, layout, shared_memory=memory, checksum=checksum)
+            for checksum in (False, True)
         }
         self._ids = itertools.count(1)
         self._bytes = self.cache.view(torch.uint8).view(-1).numpy()

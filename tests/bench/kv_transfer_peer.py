@@ -8,6 +8,7 @@ arrived, with the time on the clock that all processes share, in ns.
 from __future__ import annotations
 
 import json
+import math
 import select
 import socket
 import sys
@@ -16,6 +17,7 @@ from time import monotonic_ns
 import numpy as np
 import torch
 
+from pagoda.executor.huge_pages import private_memory
 from pagoda.executor.transfer.receiver import Receiver
 from pagoda.v1 import common_pb2
 
@@ -26,7 +28,8 @@ RAW_BYTES = 1 << 20
 def main() -> None:
     layout = common_pb2.KvLayout(**json.loads(sys.argv[1]))
     shape = (layout.num_layers, 2, layout.num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim)
-    receiver = Receiver(torch.ones(shape, dtype=torch.bfloat16), 2, layout)
+    memory = private_memory(2 * math.prod(shape))
+    receiver = Receiver(torch.frombuffer(memory, dtype=torch.bfloat16).view(shape).fill_(1), 2, layout)
     listener = socket.create_server(("127.0.0.1", 0))
     _tell({"endpoints": receiver.endpoints, "port": listener.getsockname()[1]})
     connection, _ = listener.accept()

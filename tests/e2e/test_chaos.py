@@ -11,7 +11,9 @@ import random
 import signal
 import tempfile
 import time
+from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from split_cell import HEARTBEAT_TIMEOUT_S, SplitCell, can_sever, sever
 
 from pagoda.rpc.channel import open_channel
 from pagoda.rpc.status import from_rpc_error
-from pagoda.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from pagoda.v1 import common_pb2, inference_pb2, inference_pb2_grpc, scheduler_pb2
 
 NUM_EVENTS = int(os.environ.get("PAGODA_CHAOS_EVENTS", "10"))
 SEED = int(os.environ.get("PAGODA_CHAOS_SEED", "1"))
@@ -102,11 +104,39 @@ class Load:
             self.num_answers += 1
 
 
+class Recoveries:
+    """How long requests that had lost their executor, or their blocks, waited for their next token."""
+
+    def __init__(self) -> None:
+        self._lives: list[scheduler_pb2.SchedulerState] = []
+
+    def note(self, state: scheduler_pb2.SchedulerState | None) -> None:
+        """The last state of a scheduler's life; None: nobody knows it."""
+        if state is not None:
+            self._lives.append(state)
+
+    def describe(self, lost: str) -> str:
+        lives = [state.recovery_times[lost] for state in self._lives]
+        counts = [sum(bucket) for bucket in zip(*(each.counts for each in lives), strict=True)]
+        if not any(counts):
+            return "none"
+        longest_s = max(each.longest_s for each in lives)
+        bounds_s = [*lives[0].bounds_s, longest_s]
+
+        def percentile(percent: int) -> float:
+            """An upper bound."""
+            bucket = bisect_left(list(accumulate(counts)), percent / 100 * sum(counts))
+            return min(bounds_s[bucket], longest_s)
+
+        return f"{sum(counts)}, p50 <= {percentile(50):.3g} s, p99 <= {percentile(99):.3g} s, longest {longest_s:.3f} s"
+
+
 class Chaos:
     """What befalls a cell."""
 
     def __init__(self, cell: SplitCell, rng: random.Random) -> None:
         self.counts: Counter[str] = Counter()
+        self.recoveries = Recoveries()
         self._cell = cell
         self._rng = rng
         self._weights = [
@@ -131,6 +161,7 @@ class Chaos:
             case "stop executor":
                 await self._stop(executor, rng.choice([0.2, HEARTBEAT_TIMEOUT_S + 1]))
             case "kill scheduler":
+                self.recoveries.note(await asyncio.to_thread(cell.state))
                 cell.signal("scheduler", signal.SIGKILL)
             case "stop scheduler":
                 await self._stop("scheduler", rng.choice([0.2, HEARTBEAT_TIMEOUT_S + 1]))
@@ -175,13 +206,14 @@ async def test_streams_go_on_whatever_happens(capsys: pytest.CaptureFixture[str]
             )
 
         await asyncio.to_thread(poll, idle, 60, f"nothing is left running, and no block is lost; {cell.state()}")
-        state = cell.state()
-        assert state is not None
-        mean_recovery_s = state.recovery_s / state.recoveries_done if state.recoveries_done else 0.0
+        chaos.recoveries.note(cell.state())
         with capsys.disabled():
             print(
                 f"\n{load.num_answers} answers, {load.num_tokens} tokens, {load.num_refused} refused; "
                 f"{dict(chaos.counts)}, {cell.num_restarts} restarts; "
-                f"longest gap {load.longest_gap_s:.2f} s, undisturbed {calm_gap_s:.2f} s; {state.recoveries_done} "
-                f"recoveries since the scheduler's last start, in {mean_recovery_s:.3f} s on average"
+                f"longest gap {load.longest_gap_s:.2f} s, undisturbed {calm_gap_s:.2f} s\n"
+                "recoveries, from the loss to the next token:\n"
+                f"  executor lost, another one there: {chaos.recoveries.describe('executor')}\n"
+                f"  no other one there, or lost, too: {chaos.recoveries.describe('executors')}\n"
+                f"  blocks lost between two of them:  {chaos.recoveries.describe('blocks')}"
             )

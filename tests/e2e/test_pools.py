@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import openai
 import pytest
@@ -26,6 +27,10 @@ SPLIT = ("--max-local-prefill-tokens", "1")
 POOLS = {
     "1 + 1, shared memory": ("--prefill-executors", "1", "--decode-executors", "1"),
     "2 + 2, TCP": ("--prefill-executors", "2", "--decode-executors", "2", "--transfer", "tcp"),
+    "1 + 1, NIXL": pytest.param(
+        ("--prefill-executors", "1", "--decode-executors", "1", "--transfer", "nixl"),
+        marks=pytest.mark.skipif(find_spec("nixl") is None, reason="NIXL is not installed"),
+    ),
     "1 + 1, small chunks": (
         *("--prefill-executors", "1", "--decode-executors", "1"),
         *("--max-num-seqs", "16", "--max-num-batched-tokens", "16"),

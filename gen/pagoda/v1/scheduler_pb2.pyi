@@ -235,7 +235,7 @@ class WatchStateResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SchedulerState, _Mapping]] = ...) -> None: ...
 
 class SchedulerState(_message.Message):
-    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "requests_expired", "offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks", "uptime_s", "policy", "oldest_waiting_s", "waiting_clients", "remote_prefills", "moves_begun", "moves_done", "moves_failed", "moved_blocks", "move_failures", "move_wait_s", "local_prefills", "recoveries_done", "recovery_s", "transferred_blocks", "transferred_bytes", "transfers")
+    __slots__ = ("model", "lanes", "num_waiting", "max_num_waiting", "draining", "num_tokenizers", "requests_admitted", "requests_finished", "requests_aborted", "requests_rejected", "preemptions", "recoveries", "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "requests_expired", "offloaded_blocks", "loaded_blocks", "merged_blocks", "copied_blocks", "uptime_s", "policy", "oldest_waiting_s", "waiting_clients", "remote_prefills", "moves_begun", "moves_done", "moves_failed", "moved_blocks", "move_failures", "move_wait_s", "local_prefills", "transferred_blocks", "transferred_bytes", "transfers", "recovery_times")
     class MoveFailuresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +243,13 @@ class SchedulerState(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class RecoveryTimesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Durations
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Durations, _Mapping]] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -276,11 +283,10 @@ class SchedulerState(_message.Message):
     MOVE_FAILURES_FIELD_NUMBER: _ClassVar[int]
     MOVE_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     LOCAL_PREFILLS_FIELD_NUMBER: _ClassVar[int]
-    RECOVERIES_DONE_FIELD_NUMBER: _ClassVar[int]
-    RECOVERY_S_FIELD_NUMBER: _ClassVar[int]
     TRANSFERRED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TRANSFERRED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_TIMES_FIELD_NUMBER: _ClassVar[int]
     model: _common_pb2.ModelInfo
     lanes: _containers.RepeatedCompositeFieldContainer[LaneState]
     num_waiting: int
@@ -314,12 +320,23 @@ class SchedulerState(_message.Message):
     move_failures: _containers.ScalarMap[str, int]
     move_wait_s: float
     local_prefills: int
-    recoveries_done: int
-    recovery_s: float
     transferred_blocks: int
     transferred_bytes: int
     transfers: _containers.RepeatedCompositeFieldContainer[ExecutorTransfers]
-    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ..., requests_expired: _Optional[int] = ..., offloaded_blocks: _Optional[int] = ..., loaded_blocks: _Optional[int] = ..., merged_blocks: _Optional[int] = ..., copied_blocks: _Optional[int] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., oldest_waiting_s: _Optional[float] = ..., waiting_clients: _Optional[_Iterable[_Union[WaitingClient, _Mapping]]] = ..., remote_prefills: _Optional[int] = ..., moves_begun: _Optional[int] = ..., moves_done: _Optional[int] = ..., moves_failed: _Optional[int] = ..., moved_blocks: _Optional[int] = ..., move_failures: _Optional[_Mapping[str, int]] = ..., move_wait_s: _Optional[float] = ..., local_prefills: _Optional[int] = ..., recoveries_done: _Optional[int] = ..., recovery_s: _Optional[float] = ..., transferred_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[ExecutorTransfers, _Mapping]]] = ...) -> None: ...
+    recovery_times: _containers.MessageMap[str, Durations]
+    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., lanes: _Optional[_Iterable[_Union[LaneState, _Mapping]]] = ..., num_waiting: _Optional[int] = ..., max_num_waiting: _Optional[int] = ..., draining: bool = ..., num_tokenizers: _Optional[int] = ..., requests_admitted: _Optional[int] = ..., requests_finished: _Optional[int] = ..., requests_aborted: _Optional[int] = ..., requests_rejected: _Optional[int] = ..., preemptions: _Optional[int] = ..., recoveries: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generation_tokens: _Optional[int] = ..., prefix_cache_queries: _Optional[int] = ..., prefix_cache_hits: _Optional[int] = ..., requests_expired: _Optional[int] = ..., offloaded_blocks: _Optional[int] = ..., loaded_blocks: _Optional[int] = ..., merged_blocks: _Optional[int] = ..., copied_blocks: _Optional[int] = ..., uptime_s: _Optional[float] = ..., policy: _Optional[str] = ..., oldest_waiting_s: _Optional[float] = ..., waiting_clients: _Optional[_Iterable[_Union[WaitingClient, _Mapping]]] = ..., remote_prefills: _Optional[int] = ..., moves_begun: _Optional[int] = ..., moves_done: _Optional[int] = ..., moves_failed: _Optional[int] = ..., moved_blocks: _Optional[int] = ..., move_failures: _Optional[_Mapping[str, int]] = ..., move_wait_s: _Optional[float] = ..., local_prefills: _Optional[int] = ..., transferred_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfers: _Optional[_Iterable[_Union[ExecutorTransfers, _Mapping]]] = ..., recovery_times: _Optional[_Mapping[str, Durations]] = ...) -> None: ...
+
+class Durations(_message.Message):
+    __slots__ = ("bounds_s", "counts", "sum_s", "longest_s")
+    BOUNDS_S_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SUM_S_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_S_FIELD_NUMBER: _ClassVar[int]
+    bounds_s: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    sum_s: float
+    longest_s: float
+    def __init__(self, bounds_s: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum_s: _Optional[float] = ..., longest_s: _Optional[float] = ...) -> None: ...
 
 class ExecutorTransfers(_message.Message):
     __slots__ = ("name", "stats")

@@ -15,11 +15,13 @@ class TransferProblem(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRANSFER_PROBLEM_CORRUPT: _ClassVar[TransferProblem]
     TRANSFER_PROBLEM_LAYOUT: _ClassVar[TransferProblem]
     TRANSFER_PROBLEM_FULL: _ClassVar[TransferProblem]
+    TRANSFER_PROBLEM_UNREACHABLE: _ClassVar[TransferProblem]
 TRANSFER_PROBLEM_UNSPECIFIED: TransferProblem
 TRANSFER_PROBLEM_REFUSED: TransferProblem
 TRANSFER_PROBLEM_CORRUPT: TransferProblem
 TRANSFER_PROBLEM_LAYOUT: TransferProblem
 TRANSFER_PROBLEM_FULL: TransferProblem
+TRANSFER_PROBLEM_UNREACHABLE: TransferProblem
 
 class TransferRequest(_message.Message):
     __slots__ = ("hello", "push", "bye")
@@ -42,30 +44,30 @@ class TransferResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[TransferWelcome, _Mapping]] = ..., refusal: _Optional[_Union[TransferRefusal, _Mapping]] = ..., receipts: _Optional[_Union[TransferReceipts, _Mapping]] = ...) -> None: ...
 
 class TransferHello(_message.Message):
-    __slots__ = ("session", "layout", "block_bytes", "piece_bytes", "mailbox")
+    __slots__ = ("session", "layout", "block_bytes", "piece_bytes", "shared_memory", "nixl")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     PIECE_BYTES_FIELD_NUMBER: _ClassVar[int]
-    MAILBOX_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    NIXL_FIELD_NUMBER: _ClassVar[int]
     session: str
     layout: _common_pb2.KvLayout
     block_bytes: int
     piece_bytes: int
-    mailbox: bool
-    def __init__(self, session: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., block_bytes: _Optional[int] = ..., piece_bytes: _Optional[int] = ..., mailbox: bool = ...) -> None: ...
+    shared_memory: SharedMemory
+    nixl: NixlMemory
+    def __init__(self, session: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., block_bytes: _Optional[int] = ..., piece_bytes: _Optional[int] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., nixl: _Optional[_Union[NixlMemory, _Mapping]] = ...) -> None: ...
 
 class TransferWelcome(_message.Message):
-    __slots__ = ("num_slots", "mailbox", "idle_timeout_s")
+    __slots__ = ("num_slots", "idle_timeout_s")
     NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
-    MAILBOX_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     num_slots: int
-    mailbox: Mailbox
     idle_timeout_s: float
-    def __init__(self, num_slots: _Optional[int] = ..., mailbox: _Optional[_Union[Mailbox, _Mapping]] = ..., idle_timeout_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, num_slots: _Optional[int] = ..., idle_timeout_s: _Optional[float] = ...) -> None: ...
 
-class Mailbox(_message.Message):
+class SharedMemory(_message.Message):
     __slots__ = ("pid", "fd", "nonce")
     PID_FIELD_NUMBER: _ClassVar[int]
     FD_FIELD_NUMBER: _ClassVar[int]
@@ -75,19 +77,33 @@ class Mailbox(_message.Message):
     nonce: bytes
     def __init__(self, pid: _Optional[int] = ..., fd: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
+class NixlMemory(_message.Message):
+    __slots__ = ("metadata", "address", "is_gpu", "device")
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    IS_GPU_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    metadata: bytes
+    address: int
+    is_gpu: bool
+    device: int
+    def __init__(self, metadata: _Optional[bytes] = ..., address: _Optional[int] = ..., is_gpu: bool = ..., device: _Optional[int] = ...) -> None: ...
+
 class BlockPush(_message.Message):
-    __slots__ = ("transfer_id", "first_position", "num_blocks", "slot", "crc32")
+    __slots__ = ("transfer_id", "first_position", "num_blocks", "slot", "crc32", "block_ids")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     transfer_id: int
     first_position: int
     num_blocks: int
     slot: int
     crc32: int
-    def __init__(self, transfer_id: _Optional[int] = ..., first_position: _Optional[int] = ..., num_blocks: _Optional[int] = ..., slot: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
+    block_ids: bytes
+    def __init__(self, transfer_id: _Optional[int] = ..., first_position: _Optional[int] = ..., num_blocks: _Optional[int] = ..., slot: _Optional[int] = ..., crc32: _Optional[int] = ..., block_ids: _Optional[bytes] = ...) -> None: ...
 
 class TransferBye(_message.Message):
     __slots__ = ()

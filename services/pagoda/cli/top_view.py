@@ -185,6 +185,8 @@ def _events(history: History, state: SchedulerState) -> list[Line]:
             items.append([Span(f"{text.count(total)} {name}")])
             if recent:
                 items[-1].append(Span(f" (+{text.count(recent)})", "bold"))
+    if longest_s := max((each.longest_s for each in state.recovery_times.values()), default=0.0):
+        items.append([Span(f"longest recovery {text.seconds(longest_s)}")])
     return items or [[Span("none")]]
 
 

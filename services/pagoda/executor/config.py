@@ -84,11 +84,12 @@ class ExecutorOptions:
     transfer: str = option(
         "auto",
         "How other executors push KV blocks: on this host through shared memory and from others by TCP (auto), or only "
-        "one of the two.",
-        choices=("auto", "shm", "tcp"),
+        "one of the two; or through NIXL (pip install 'pagoda[nixl]'), which then all executors must have.",
+        choices=("auto", "shm", "tcp", "nixl"),
     )
     transfer_endpoint: str = option(
-        "tcp://127.0.0.1:*", "Where they push to by TCP: on loopback, or, where the cell has a key, any address."
+        "tcp://127.0.0.1:*",
+        "Where they push to by TCP, and ask by NIXL: on loopback, or, where the cell has a key, any address.",
     )
     drain_s: float = option(30.0, "Seconds that requests get to end or to move elsewhere after SIGTERM.")
     log_level: str = option("info", "Least severe log lines.", choices=("debug", "info", "warning", "error"))

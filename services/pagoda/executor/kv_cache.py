@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pagoda.executor.huge_pages import private_memory
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import KvLayer
+from pagoda.executor.transfer.shared_memory import SharedMemory
 from pagoda.kernels.attention import head_elements
 
 _GIB = 1 << 30
@@ -143,13 +145,20 @@ def plan_host_memory(
     return HostMemory(num_blocks, swap_only=not kv_offloading_size) if num_blocks else None
 
 
-def allocate(layout: KvLayout, device: torch.device) -> Tensor:
+def allocate(layout: KvLayout, device: torch.device, shared: SharedMemory | None = None) -> Tensor:
     """[num_layers, 2, num_blocks, block_size, num_kv_heads, head_elements]: keys and values of every layer.
 
     Not initialized: attention reads only what was stored, and untouched pages cost nothing.
+
+    shared: where a cache on the CPU shall be that other processes read, of layout.num_bytes
+
+    Raises OSError when there is no memory.
     """
     shape = (layout.num_layers, 2, layout.num_blocks, layout.block_size, layout.num_kv_heads, layout.head_elements)
-    return torch.empty(shape, dtype=layout.dtype, device=device)
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=layout.dtype, device=device)
+    memory = shared.memory if shared else private_memory(layout.num_bytes)
+    return torch.frombuffer(memory, dtype=layout.dtype).view(shape)
 
 
 def split_layers(cache: Tensor) -> list[KvLayer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ def within_memory(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         reason = str(error).partition("\n")[0]
         # torch's allocator for the CPU has no error class of its own.
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in reason:
+        is_refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if is_refused or isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in reason:
             raise ValueError(f"not enough memory for {what}: {remedy} ({reason})") from None
         raise
 

@@ -25,6 +25,7 @@ from pagoda.executor.device.graph import CudaGraphs, EagerGraph, MakeGraph
 from pagoda.executor.device.launched import Clock, Launched
 from pagoda.executor.device.memory import free_beside_steps
 from pagoda.executor.device.steps import DeviceSteps
+from pagoda.executor.huge_pages import shared_can_be_huge
 from pagoda.executor.kv_cache import (
     CacheLimits,
     HostMemory,
@@ -38,6 +39,7 @@ from pagoda.executor.loader import Model, load_model
 from pagoda.executor.machine import available_bytes, usable_cores
 from pagoda.executor.pending import Done, Pending
 from pagoda.executor.sampler import sample, to_tensors
+from pagoda.executor.transfer.shared_memory import SharedMemory
 from pagoda.kernels.attention import AttentionBackend, AttentionBatch, HostLengths
 from pagoda.rpc.arrays import pack_u32
 from pagoda.v1 import step_pb2
@@ -62,10 +64,12 @@ class Runner:
         host_memory: HostMemory | None = None,
         attention: AttentionBackend | None = None,
         make_graph: MakeGraph | None = None,
+        share_cache: bool = False,
     ) -> None:
         """attention: the backend; the model's own when None
         make_graph: steps are then launched on the device without waiting for them, those of one token per row as
         graphs (see `warm_up`); the kernels must be able to sample there
+        share_cache: other processes of this host may read the cache, if it is in the CPU's memory
         """
         self.model = model
         self.layout = layout
@@ -78,7 +82,10 @@ class Runner:
         self.cores: CoreShare | None = None
         """Sets the number of threads of each step on a CPU; None: it stays what it is."""
         self._device = model.decoder.device
-        self.cache = cache = allocate(layout, self._device)
+        is_shared = share_cache and self._device.type == "cpu"
+        self.shared_memory = SharedMemory(layout.num_bytes) if is_shared else None
+        """Where the cache is, if others may read it."""
+        self.cache = cache = allocate(layout, self._device, self.shared_memory)
         """See `allocate`; the blocks are the entries of its third axis."""
         self._kv = split_layers(cache)
         self._clock = Clock()
@@ -259,6 +266,7 @@ def load_runner(options: ExecutorOptions) -> Runner:
         max_num_batched_tokens=max_num_batched_tokens,
         host_memory=host_memory,
         make_graph=_graphs(options) if launches else None,
+        share_cache=options.transfer in ("auto", "shm") and (options.role == "prefill" or shared_can_be_huge()),
     )
 
 

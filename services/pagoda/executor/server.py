@@ -126,7 +126,7 @@ def _load(options: ExecutorOptions) -> tuple[Runner, Transfers | None]:
     return runner, make_transfers(
         runner,
         None if options.transfer == "shm" else options.transfer_endpoint,
-        tcp_only=options.transfer == "tcp",
+        only=options.transfer if options.transfer in ("tcp", "nixl") else None,
         encrypted=options.cell_key_file is not None,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pagoda.executor.description import describe_layout
 from pagoda.executor.plan_arrays import PlanError, read_indices
 from pagoda.executor.runner import Runner
+from pagoda.executor.transfer.nixl_memory import Nixl
 from pagoda.executor.transfer.receiver import Receiver
 from pagoda.executor.transfer.reports import Counters
 from pagoda.executor.transfer.sender import Sender
@@ -24,19 +25,19 @@ _BLOCK_AXIS = 2
 class Transfers:
     """Both directions, for one cache."""
 
-    def __init__(self, receiver: Receiver, sender: Sender, num_blocks: int, *, tcp_only: bool = False) -> None:
+    def __init__(self, receiver: Receiver, sender: Sender, num_blocks: int, *, only: str | None = None) -> None:
         """num_blocks: of the cache
-        tcp_only: others are not told of shared memory
+        only: the scheme of the endpoints that others are told of; of all, if not given
         """
         self.receiver = receiver
         self.sender = sender
         self._num_blocks = num_blocks
-        self._tcp_only = tcp_only
+        self._only = only
 
     @property
     def endpoints(self) -> list[str]:
         """For other executors, until `reset`."""
-        return [each for each in self.receiver.endpoints if not self._tcp_only or each.startswith("tcp:")]
+        return [each for each in self.receiver.endpoints if self._only in (None, each.partition(":")[0])]
 
     @property
     def filenos(self) -> Sequence[int]:
@@ -44,7 +45,7 @@ class Transfers:
         return self.receiver.fileno(), self.sender.fileno()
 
     def apply(self, plan: step_pb2.StepPlan) -> None:
-        """Grants end and begin, and blocks leave; then the cache may be written to.
+        """Grants end and begin, and blocks are ready to leave; then the cache may be written to, but for those.
 
         Raises PlanError for blocks that do not exist and for grants that cannot be.
         """
@@ -99,22 +100,27 @@ def _describe(counters: Counters) -> scheduler_pb2.TransferCounters:
     )
 
 
-def make_transfers(runner: Runner, listen: str | None, *, tcp_only: bool, encrypted: bool) -> Transfers | None:
+def make_transfers(runner: Runner, listen: str | None, *, only: str | None = None, encrypted: bool) -> Transfers | None:
     """For the runner's cache; None where it is not in memory that processes can share.
 
     listen: see `Receiver`
-    tcp_only: see `Transfers`
+    only: see `Transfers`; "nixl" needs NIXL and an address to listen on
     encrypted: with a key of this process's own, which the scheduler tells those who push
 
-    Raises ValueError, naming the option, for an address that cannot be listened on.
+    Raises ValueError, naming the option, for an address that cannot be listened on, and where NIXL cannot be used.
     """
     if runner.cache.is_cuda:
         return None
     layout = describe_layout(runner.layout)
     try:
-        curve = new_key_pair() if encrypted else None
-        receiver = Receiver(runner.cache, _BLOCK_AXIS, layout, listen=listen, curve=curve)
+        nixl = Nixl(listen) if listen and only == "nixl" else None
+        sender = Sender(runner.cache, _BLOCK_AXIS, layout, shared_memory=runner.shared_memory, nixl=nixl)
     except (ValueError, OSError) as error:
+        raise ValueError(f"--transfer nixl: {error}") from None
+    try:
+        curve = new_key_pair() if encrypted else None
+        receiver = Receiver(runner.cache, _BLOCK_AXIS, layout, listen=listen, curve=curve, nixl=nixl)
+    except (ValueError, OSError) as error:
+        sender.close()
         raise ValueError(f"--transfer-endpoint {listen}: {error}") from None
-    sender = Sender(runner.cache, _BLOCK_AXIS, layout)
-    return Transfers(receiver, sender, runner.layout.num_blocks, tcp_only=tcp_only)
+    return Transfers(receiver, sender, runner.layout.num_blocks, only=only)

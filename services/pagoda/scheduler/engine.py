@@ -311,7 +311,7 @@ class Engine:
             logger.warning("executor %s could not push KV blocks: %s", session, reason)
             self.core.note_failed(session.id, number, reason, now)
         for number, count in news.arrived:
-            self.core.note_arrived(session.id, number, count)
+            self.core.note_arrived(session.id, number, count, now)
         if news.result is not None:
             self.core.commit(session.id, news.result, now)
 

@@ -1,18 +1,27 @@
 """What /metrics shows of the scheduler and the executors, from one of the scheduler's states.
 
-Labels beside the model's name: role (prefill, decode, mixed), executor, direction (sent, received), reason, where.
+Labels beside the model's name: role (prefill, decode, mixed), executor, direction (sent, received), reason, where,
+lost (executor, executors, blocks).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import TypeAlias
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from pagoda.v1.common_pb2 import ExecutorRole
-from pagoda.v1.scheduler_pb2 import LaneState, SchedulerState, TransferCounters
+from pagoda.v1.scheduler_pb2 import Durations, LaneState, SchedulerState, TransferCounters
 
 MODEL_LABEL = "model_name"
 
@@ -74,11 +83,11 @@ class SchedulerCollector(Collector):
             ("pagoda:copied_blocks", "Partly filled KV blocks in whose copy requests went on.", state.copied_blocks),
         ):
             yield self._counter(name, text, (), [((), value)])
-        yield self._summary(
+        yield self._histogram(
             "pagoda:recovery_seconds",
-            "From the loss of a request's executor or blocks to its next token.",
-            state.recoveries_done,
-            state.recovery_s,
+            "From the loss of a request's executor or blocks to its next token, by what was lost.",
+            ("lost",),
+            [((lost,), durations) for lost, durations in sorted(state.recovery_times.items())],
         )
 
     def _pools(self, state: SchedulerState) -> Iterator[Metric]:
@@ -165,6 +174,16 @@ class SchedulerCollector(Collector):
         for values, value in samples:
             counter.add_metric((self._model_name, *values), value)
         return counter
+
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], samples: Iterable[tuple[tuple[str, ...], Durations]]
+    ) -> Metric:
+        histogram = HistogramMetricFamily(name, text, labels=(MODEL_LABEL, *labels))
+        for values, durations in samples:
+            bounds = [*map(floatToGoString, durations.bounds_s), "+Inf"]
+            buckets = list(zip(bounds, accumulate(durations.counts), strict=True))
+            histogram.add_metric((self._model_name, *values), buckets, durations.sum_s)
+        return histogram
 
     def _summary(self, name: str, text: str, count: int, total: float) -> Metric:
         summary = SummaryMetricFamily(name, text, labels=(MODEL_LABEL,))

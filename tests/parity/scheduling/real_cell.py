@@ -100,6 +100,7 @@ class NanRunner(Runner):
             max_num_seqs=shape.max_num_seqs,
             max_num_batched_tokens=shape.max_num_batched_tokens,
             host_memory=HostMemory(shape.num_host_blocks, shape.swap_only) if shape.num_host_blocks else None,
+            share_cache=True,
         )
         # In int8, bytes whose scales are NaN.
         self._nothing = -1 if self.layout.dtype == torch.int8 else math.nan
@@ -175,7 +176,9 @@ class RealCell:
         )
         transfers = None
         if transfer:
-            transfers = make_transfers(runner, "tcp://127.0.0.1:*", tcp_only=transfer == "tcp", encrypted=False)
+            transfers = make_transfers(
+                runner, "tcp://127.0.0.1:*", only="tcp" if transfer == "tcp" else None, encrypted=False
+            )
             assert transfers
             self.transfers[name] = transfers
         registration = Description(options, runner, transfers).registration().SerializeToString()
@@ -276,8 +279,6 @@ class RealCell:
         is_free = (lane.pool.ref_counts == 0) & ~lane.pool.cached_mask()
         # What was evicted early is read once more, by the next plan.
         is_free[[source for source, _ in lane.offloads]] = False
-        # What is pushed by the next plan is, too.
-        is_free[[block_id for push in lane.pushes for block_id in push.block_ids]] = False
         self.runners[name].erase(torch.from_numpy(is_free))
 
     def _take_news(self, *, waits: bool) -> None:
@@ -292,7 +293,7 @@ class RealCell:
                 for number, word in news.failed:
                     self.core.note_failed(name, number, word, self.now)
                 for number, count in news.arrived:
-                    self.core.note_arrived(name, number, count)
+                    self.core.note_arrived(name, number, count, self.now)
         self._collect()
 
     def _collect(self) -> None:

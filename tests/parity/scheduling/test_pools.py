@@ -127,6 +127,7 @@ def check(cell: RealCell, requests: Traffic) -> None:
     assert counts["moves_begun"] == counts["moves_done"] + cell.core.counters.moves_failed
     for lane in cell.core.lanes.values():
         assert not lane.arriving
+        assert not lane.lent
         assert lane.pool.num_free + lane.pool.num_cached == lane.pool.num_blocks
         assert lane.num_free_rows == lane.spec.max_num_seqs
 

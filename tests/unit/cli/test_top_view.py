@@ -260,6 +260,12 @@ def test_wide_terminals_have_room_for_totals(state_of: Any, lane_of: Any) -> Non
     ) in frame(history_of(state), 200, 50)
 
 
+def test_the_longest_recovery(state_of: Any, lane_of: Any) -> None:
+    times = {"executor": {"longest_s": 0.25}, "executors": {"longest_s": 3.5}, "blocks": {}}
+    shown = frame(history_of(state_of(1, lane_of(), recoveries=3, recovery_times=times)), 200, 50)
+    assert "events     3 recovered · longest recovery 3.50s\n" in shown
+
+
 @pytest.mark.parametrize("lane_fields", [{}, {"role": common_pb2.EXECUTOR_ROLE_DECODE}], ids=["mixed", "pools"])
 @pytest.mark.parametrize("num_lanes", [0, 1, 2, 3, 5, 40])
 @pytest.mark.parametrize(

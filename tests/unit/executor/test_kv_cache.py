@@ -19,6 +19,7 @@ from pagoda.executor.kv_cache import (
 )
 from pagoda.executor.models.config import LayerConfig, ModelConfig
 from pagoda.executor.models.rope import RopeConfig
+from pagoda.executor.transfer.shared_memory import SharedMemory, open_shared
 
 CONFIG = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -88,9 +89,16 @@ def test_what_was_asked_for_must_be_free(device: str, option: str) -> None:
         make_layout(device, needed - 1, **{option: size})
 
 
-def test_allocate() -> None:
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_allocate(is_shared: bool) -> None:
     layout = KvLayout(num_blocks=5, block_size=2, num_layers=3, num_kv_heads=4, head_dim=6, dtype=torch.float16)
-    cache = allocate(layout, torch.device("cpu"))
+    memory = SharedMemory(layout.num_bytes) if is_shared else None
+    cache = allocate(layout, torch.device("cpu"), memory)
+    if memory:
+        cache[2, 1, 4, 1, 3, 5] = 1.5
+        content = open_shared(memory.address(), layout.num_bytes)
+        assert content[-2:].tolist() == cache.flatten()[-1:].view(torch.uint8).tolist()
+        assert content[-2:].any()
     assert cache.nbytes == layout.num_bytes
     layers = split_layers(cache)
     assert len(layers) == 3

@@ -12,6 +12,7 @@ import torch
 
 from pagoda.executor.kv_cache import KvLayout, allocate
 from pagoda.executor.plan_arrays import PlanError
+from pagoda.executor.transfer.shared_memory import SharedMemory
 from pagoda.executor.transfers import Transfers, make_transfers
 from pagoda.rpc.arrays import pack_u32, pack_u64, unpack_u32, unpack_u64
 from pagoda.v1 import step_pb2
@@ -26,11 +27,12 @@ class Side:
 
     def __init__(self, value: float, **options: Any) -> None:
         """value: block i is full of value + i"""
-        cache = allocate(LAYOUT, torch.device("cpu"))
+        memory = SharedMemory(LAYOUT.num_bytes)
+        cache = allocate(LAYOUT, torch.device("cpu"), memory)
         cache.copy_((value + torch.arange(NUM_BLOCKS)).view(1, 1, -1, 1, 1, 1).expand_as(cache))
         self.cache = cache
-        runner: Any = SimpleNamespace(cache=cache, layout=LAYOUT)
-        options = {"listen": "tcp://127.0.0.1:*", "tcp_only": False, "encrypted": False} | options
+        runner: Any = SimpleNamespace(cache=cache, layout=LAYOUT, shared_memory=memory)
+        options = {"listen": "tcp://127.0.0.1:*", "encrypted": False} | options
         transfers = make_transfers(runner, **options)
         assert transfers
         self.transfers: Transfers = transfers
@@ -88,7 +90,7 @@ def push(target: Side, number: int, *block_ids: int, first_position: int = 0) ->
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"tcp_only": True}, {"listen": None}, {"encrypted": True, "tcp_only": True}], ids=str
+    "options", [{}, {"only": "tcp"}, {"listen": None}, {"encrypted": True, "only": "tcp"}], ids=str
 )
 def test_blocks_go_where_the_grant_says(make_side: Callable[..., Side], options: dict[str, Any]) -> None:
     source, target = make_side(100), make_side(200, **options)
@@ -139,7 +141,7 @@ def test_only_the_asked_ways_are_told(make_side: Callable[..., Side]) -> None:
         return [endpoint.partition(":")[0] for endpoint in make_side(0, **options).transfers.endpoints]
 
     assert schemes() == ["shm", "tcp"]
-    assert schemes(tcp_only=True) == ["tcp"]
+    assert schemes(only="tcp") == ["tcp"]
     assert schemes(listen=None) == ["shm"]
 
 

@@ -118,7 +118,7 @@ class Cell:
             if sender in self.executors:
                 self.core.note_failed(sender, parcel.push.number, "unreachable", self.now)
         elif news := self.executors[target].receive(parcel):
-            self.core.note_arrived(target, *news)
+            self.core.note_arrived(target, *news, self.now)
 
     def lose_parcel(self, index: int = 0) -> None:
         sender, parcel = self.parcels.pop(index)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pagoda.scheduler.core.counters import Durations
 from pagoda.scheduler.core.diary import Diary
 from pagoda.scheduler.core.request import Request
 from pagoda.scheduler.core.spec import ExecutorRole
@@ -70,6 +71,12 @@ def stages(cell: Any, request: Request, since: float = 100.0) -> list[tuple[Any,
     return told
 
 
+def recoveries(cell: Any) -> dict[str, tuple[int, float]]:
+    """What was lost -> how many requests have recovered, and the longest time."""
+    times = cell.core.counters.recovery_times
+    return {lost: (sum(each.counts), each.longest_s) for lost, each in times.items() if each.longest_s}
+
+
 def test_a_request_that_moves(cell: Any) -> None:
     request = submit(cell)
     until(cell, lambda: request.end)
@@ -86,7 +93,7 @@ def test_a_request_that_moves(cell: Any) -> None:
     counters = cell.core.counters
     assert (counters.local_prefills, counters.remote_prefills) == (0, 1)
     assert (counters.moves_done, counters.move_wait_s) == (1, STEP_S)
-    assert (counters.recoveries_done, counters.recovery_s) == (0, 0)
+    assert recoveries(cell) == {}
 
 
 def test_a_request_that_stays(cell: Any) -> None:
@@ -133,8 +140,8 @@ def test_a_loss_is_over_with_the_next_token(cell: Any) -> None:
     found = told[-2][3]["cached_tokens"]
     assert found >= 28, "P has kept the prompt"
     assert told[-3] == ("recovery", lost_at, lost_at + 1, {})
-    counters = cell.core.counters
-    assert (counters.recoveries, counters.recoveries_done, counters.recovery_s) == (1, 1, STEP_S)
+    assert cell.core.counters.recoveries == 1
+    assert recoveries(cell) == {"executor": (1, STEP_S)}
 
 
 def test_two_losses_before_a_token_are_one_long_recovery(cell: Any) -> None:
@@ -148,11 +155,43 @@ def test_two_losses_before_a_token_are_one_long_recovery(cell: Any) -> None:
     cell.now += 7.0
     cell.join("M", max_model_len=64, num_blocks=64)
     until(cell, lambda: len(cell.tokens[request.key]) == 5)
-    counters = cell.core.counters
-    assert (counters.recoveries, counters.recoveries_done) == (2, 1)
-    assert counters.recovery_s == cell.now - began_at > 7.0
+    assert cell.core.counters.recoveries == 2
+    assert cell.now - began_at > 7.0
+    assert recoveries(cell) == {"executors": (1, cell.now - began_at)}
     run(cell)
     assert [name for name, *_ in stages(cell, request)].count("recovery") == 1
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_recovery_that_had_to_wait_for_an_executor(cell: Any, waits: bool) -> None:
+    request = submit(cell)
+    until(cell, lambda: len(cell.tokens[request.key]) == 4)
+    began_at = cell.now
+    cell.core.begin_leaving("P")
+    cell.lose("D")
+    if waits:
+        step(cell)
+    cell.join("M", max_model_len=64, num_blocks=64)
+    until(cell, lambda: len(cell.tokens[request.key]) == 5)
+    assert recoveries(cell) == {"executors" if waits else "executor": (1, cell.now - began_at)}
+
+
+def test_blocks_that_are_lost_on_their_way(cell: Any) -> None:
+    request = submit(cell)
+    until(cell, left(request), delivers=False)
+    began_at = cell.now
+    cell.lose_parcel()
+    until(cell, lambda: len(cell.tokens[request.key]) == 2)
+    assert recoveries(cell) == {"blocks": (1, cell.now - began_at)}
+
+
+def test_durations_are_counted_in_buckets() -> None:
+    durations = Durations((0.1, 2.0))
+    for seconds in (0.05, 0.1, 0.11, 2.0, 7.0):
+        durations.add(seconds)
+    assert durations.counts == [2, 2, 1]
+    assert durations.longest_s == 7.0
+    assert durations.sum_s == pytest.approx(9.26)
 
 
 def left(request: Request) -> Callable[[], object]:

@@ -14,33 +14,31 @@ Bytes = NDArray[np.uint8]
 
 
 class CpuBlockCopy:
-    """Both arrays are contiguous; ids are not checked.
+    """All arrays are contiguous; ids are not checked.
 
     cache: [num_parts, num_blocks, part_bytes]
     piece: [num_parts, blocks of the piece, part_bytes]
+    source: a piece, or another cache
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._gather = declared(library.pagoda_gather_blocks, [POINTER, *[SIZE] * 3, POINTER, SIZE, POINTER])
-        self._scatter = declared(
-            library.pagoda_scatter_blocks, [POINTER, *[SIZE] * 3, POINTER, POINTER, SIZE, POINTER, SIZE]
-        )
+        self._copy = declared(library.pagoda_copy_blocks, [POINTER, *[SIZE] * 3, POINTER, POINTER, SIZE, POINTER, SIZE])
 
     def gather(self, cache: Bytes, block_ids: Int64, piece: Bytes) -> None:
-        """piece[:, i] = cache[:, block_ids[i]]"""
+        """piece[:, i] = cache[:, block_ids[i]]; `piece` is in the processor's cache then, as far as it fits"""
         ids = np.ascontiguousarray(block_ids)
         self._gather(cache.ctypes.data, *cache.shape, ids.ctypes.data, len(ids), piece.ctypes.data)
 
-    def scatter(self, cache: Bytes, block_ids: Int64, piece: Bytes, positions: Int64 | None = None) -> None:
-        """cache[:, block_ids[i]] = piece[:, positions[i]], or piece[:, i]; past the processor's cache"""
-        ids = np.ascontiguousarray(block_ids)
-        chosen = None if positions is None else np.ascontiguousarray(positions)
-        self._scatter(
+    def copy(self, cache: Bytes, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
+        """cache[:, block_ids[i]] = source[:, source_ids[i]], past the processor's cache"""
+        ids, theirs = np.ascontiguousarray(block_ids), np.ascontiguousarray(source_ids)
+        self._copy(
             cache.ctypes.data,
             *cache.shape,
             ids.ctypes.data,
-            None if chosen is None else chosen.ctypes.data,
+            theirs.ctypes.data,
             len(ids),
-            piece.ctypes.data,
-            piece.shape[1],
+            source.ctypes.data,
+            source.shape[1],
         )

@@ -125,7 +125,7 @@ class Cell:
     def note_arrived(self, lane: Lane, number: int, count: int) -> None:
         """An executor tells how many blocks of a grant have come."""
         if self.lanes.get(lane.id) is lane:
-            self.scheduler.note_arrived(lane.id, number, count)
+            self.scheduler.note_arrived(lane.id, number, count, self.now)
 
     def note_failed(self, lane: Lane, number: int) -> None:
         """An executor tells that nobody takes what it pushes."""

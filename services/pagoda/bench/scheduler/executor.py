@@ -43,7 +43,7 @@ class CountingExecutor:
         self._withdraw(plan.withdrawn)
         self._grant(plan.grants)
         self._end(plan.ended_rows)
-        num_pushed = self._count_pushed(plan.pushes)
+        self._check_pushed(plan.pushes)
         num_moved, num_copied = self._count_copies(plan)
         for start in plan.started_rows:
             self._start(start)
@@ -61,8 +61,7 @@ class CountingExecutor:
             num_context_tokens=int(after.sum()),
             num_attention_pairs=int((num_new * before + num_new * (num_new + 1) // 2).sum()),
             num_moved_tokens=num_moved * self._spec.block_size,
-            # What is pushed is read, and written to where it waits to leave.
-            num_copied_tokens=(num_copied + num_pushed) * self._spec.block_size,
+            num_copied_tokens=num_copied * self._spec.block_size,
         )
         has_orders = plan.withdrawn or plan.grants or plan.pushes
         assert work.num_tokens > 0 or has_orders, "a plan runs at least one row, or has orders"
@@ -99,10 +98,9 @@ class CountingExecutor:
             self._granted[grant.number] = block_ids
             self._num_arrived[grant.number] = 0
 
-    def _count_pushed(self, pushes: Sequence[Push]) -> int:
+    def _check_pushed(self, pushes: Sequence[Push]) -> None:
         for push in pushes:
             assert 0 <= min(push.block_ids) <= max(push.block_ids) < self._spec.num_blocks, "a push from nowhere"
-        return sum(len(push.block_ids) for push in pushes)
 
     def _end(self, ended_rows: Sequence[int]) -> None:
         if ended_rows:

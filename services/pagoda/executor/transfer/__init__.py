@@ -3,12 +3,16 @@
 The one that receives has a `Receiver` and grants leases; the one that sends has a `Sender` and pushes. Which block goes
 where, and when, is for the scheduler to say: nothing here knows of requests, plans or gRPC.
 
-    leases.py        which push may write which block: the only way into the cache
-    receiver.py      the receiving thread; intake.py is its side of the protocol
-    sender.py        the pushing side and its thread; link.py is one connection, outbox.py what waits to pass it
-    block_memory.py  a cache as bytes
-    mailbox.py       shared memory; slots.py hands out parts of it
-    endpoints.py     addresses
+    leases.py         which push may write which block: the only way into the cache
+    receiver.py       the receiving thread; intake.py is its side of the protocol
+    sender.py         the pushing side and its thread; link.py is one connection, outbox.py what waits to pass it
+    block_memory.py   a cache as bytes
+    source.py         a sender's memory, as the receiver reads it
+    shared_memory.py  a cache that other processes of this host read
+    nixl_memory.py    a cache that others read through NIXL
+    endpoints.py      addresses
+    allocator.py      keeps memory for what is received
 
-A further way (CUDA IPC, NIXL) is a further scheme in endpoints.py, and a place for pieces beside `Mailbox`.
+A receiver that can read the sender's memory copies blocks from there, once; to others the sender brings them. A further
+way of reading is a further `Source`, and a scheme in endpoints.py.
 """

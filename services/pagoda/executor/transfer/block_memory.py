@@ -1,11 +1,12 @@
 """A KV cache as bytes: reads and writes whole blocks, and knows nothing of what they hold.
 
 In a cache of [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim], a block is num_layers * 2 parts that are
-apart. In a piece they are side by side: [parts, n, part_bytes] for n blocks.
+apart. In a piece they are side by side: [parts, n, part_bytes] for n blocks, as in a cache of n blocks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,27 +14,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pagoda.executor.transfer.slots import Bytes
 from pagoda.kernels.cpu.block_copy import CpuBlockCopy
 from pagoda.kernels.cpu.library import library
 
 Int64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 
 class BlockMemory(Protocol):
     """Usable from several threads at once, for different blocks."""
 
+    num_parts: int
     num_blocks: int
+    part_bytes: int
     block_bytes: int
+    """Of all its parts."""
 
     def read(self, block_ids: Int64, piece: Bytes) -> None:
-        """Fills `piece`, [len(block_ids) * block_bytes]. When it returns, the blocks may be overwritten."""
+        """Fills `piece`, [len(block_ids) * block_bytes]."""
 
-    def write(self, block_ids: Int64, piece: Bytes, chosen: NDArray[np.bool_] | None = None) -> None:
-        """The reverse. When it returns, all that starts to compute later sees the blocks.
+    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
+        """block_ids[i] becomes what source_ids[i] is; when it returns, all that starts to compute later sees that.
 
-        chosen: [blocks in the piece]; which of them block_ids are. All, if not given.
+        source: [parts, n, part_bytes], in the CPU's memory: a piece, or another cache
         """
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Some blocks of a piece, or of another cache, in memory that this process can read."""
+
+    source: Bytes
+    """[parts, n, part_bytes]"""
+    ids: Int64
+    """Which of the n they are."""
+
+
+def piece_blocks(piece: Bytes, num_parts: int, num_blocks: int) -> Blocks:
+    """All blocks of a piece."""
+    return Blocks(piece.reshape(num_parts, num_blocks, -1), np.arange(num_blocks))
 
 
 def block_memory(cache: Tensor, block_axis: int) -> BlockMemory:
@@ -53,18 +72,14 @@ class NativeBlocks:
         """parts: [parts, num_blocks, part_bytes] uint8"""
         self._cache = parts.numpy()
         self._copy = copy
-        num_parts, self.num_blocks, self._part_bytes = parts.shape
-        self.block_bytes = num_parts * self._part_bytes
+        self.num_parts, self.num_blocks, self.part_bytes = parts.shape
+        self.block_bytes = self.num_parts * self.part_bytes
 
     def read(self, block_ids: Int64, piece: Bytes) -> None:
-        self._copy.gather(self._cache, block_ids, self._apart(piece))
+        self._copy.gather(self._cache, block_ids, piece)
 
-    def write(self, block_ids: Int64, piece: Bytes, chosen: NDArray[np.bool_] | None = None) -> None:
-        positions = None if chosen is None else np.flatnonzero(chosen)
-        self._copy.scatter(self._cache, block_ids, self._apart(piece), positions)
-
-    def _apart(self, piece: Bytes) -> Bytes:
-        return piece.reshape(len(self._cache), -1, self._part_bytes)
+    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
+        self._copy.copy(self._cache, block_ids, source, source_ids)
 
 
 class NumpyBlocks:
@@ -76,23 +91,21 @@ class NumpyBlocks:
 
     def __init__(self, parts: Tensor) -> None:
         """parts: [parts, num_blocks, part_bytes] uint8"""
-        num_parts, self.num_blocks, part_bytes = parts.shape
-        self.block_bytes = num_parts * part_bytes
+        self.num_parts, self.num_blocks, self.part_bytes = parts.shape
+        self.block_bytes = self.num_parts * self.part_bytes
         # One row per part of a block; rows of one type are copied whole.
-        self._row = np.dtype((np.void, part_bytes))
+        self._row = np.dtype((np.void, self.part_bytes))
         self._rows = parts.numpy().view(self._row).reshape(-1)
-        self._first_rows = np.arange(num_parts)[:, None] * self.num_blocks
+        self._first_rows = np.arange(self.num_parts)[:, None] * self.num_blocks
 
     def read(self, block_ids: Int64, piece: Bytes) -> None:
         rows = (self._first_rows + block_ids).reshape(-1)
         # The other modes copy once more. Nothing is clipped: who calls has checked the ids.
         np.take(self._rows, rows, out=piece.view(self._row), mode="clip")
 
-    def write(self, block_ids: Int64, piece: Bytes, chosen: NDArray[np.bool_] | None = None) -> None:
-        content = piece.view(self._row)
-        if chosen is not None:
-            content = content.reshape(len(self._first_rows), -1)[:, chosen].reshape(-1)
-        self._rows[(self._first_rows + block_ids).reshape(-1)] = content
+    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
+        content = source.view(self._row).reshape(self.num_parts, -1)[:, source_ids]
+        self._rows[(self._first_rows + block_ids).reshape(-1)] = content.reshape(-1)
 
 
 class DeviceBlocks:
@@ -101,8 +114,8 @@ class DeviceBlocks:
     def __init__(self, parts: Tensor) -> None:
         """parts: [parts, num_blocks, part_bytes] uint8"""
         self._parts = parts
-        self.num_blocks = parts.shape[1]
-        self.block_bytes = parts.shape[0] * parts.shape[2]
+        self.num_parts, self.num_blocks, self.part_bytes = parts.shape
+        self.block_bytes = self.num_parts * self.part_bytes
 
     @torch.inference_mode()
     def read(self, block_ids: Int64, piece: Bytes) -> None:
@@ -111,13 +124,9 @@ class DeviceBlocks:
         torch.from_numpy(piece).copy_(blocks.view(-1))
 
     @torch.inference_mode()
-    def write(self, block_ids: Int64, piece: Bytes, chosen: NDArray[np.bool_] | None = None) -> None:
-        content = piece.reshape(self._parts.shape[0], -1, self._parts.shape[2])
-        if chosen is not None:
-            content = content[:, chosen]
+    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
         device = self._parts.device
-        # Torch warns of arrays that are read-only, though it only reads here.
-        blocks = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(content.shape).to(device)
+        blocks = torch.from_numpy(np.take(source, source_ids, axis=1)).to(device)
         self._parts.index_copy_(1, torch.from_numpy(block_ids).to(device), blocks)
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()

@@ -1,6 +1,7 @@
 """Addresses of a receiver: how they are written, and which of them can be of use from here.
 
     shm://<host id>/<name of a socket>?session=<hex>&key=<hex>
+    nixl://<host>:<port>?session=<hex>&key=<hex>
     tcp://<host>:<port>?session=<hex>&key=<hex>
 
 `session` is the word by which the receiver knows those who were told its address. `key` is its CURVE public key, if it
@@ -10,7 +11,7 @@ has one. A receiver names its best endpoint first.
 from __future__ import annotations
 
 import binascii
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -19,32 +20,40 @@ import zmq.utils.z85
 
 from pagoda.rpc.hosts import LOOPBACK, WILDCARDS
 
+SCHEMES = ("shm", "nixl", "tcp")
+
 
 @dataclass(frozen=True)
 class Endpoint:
     """One address, taken apart."""
 
-    socket: str
-    """What ZeroMQ connects to."""
+    scheme: str
+    """How blocks get to the receiver."""
 
+    address: str
     session: str
     curve_key: bytes | None
     """The receiver's public key, 40 characters of Z85."""
 
-    host_id: str | None
-    """Through a mailbox, on the host of this id; None for TCP."""
+    @property
+    def socket(self) -> str:
+        """What ZeroMQ connects to."""
+        return f"ipc://@{self.address.partition('/')[2]}" if self.scheme == "shm" else f"tcp://{self.address}"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """On another host, where it must be on this one."""
+        return self.scheme == "shm" and self.address.partition("/")[0] != host_id()
 
     def __str__(self) -> str:
-        name = self.socket.removeprefix("ipc://@")
-        address = self.socket if self.host_id is None else f"shm://{self.host_id}/{name}"
         key = f"&key={zmq.utils.z85.decode(self.curve_key).hex()}" if self.curve_key else ""
-        return f"{address}?session={self.session}{key}"
+        return f"{self.scheme}://{self.address}?session={self.session}{key}"
 
 
 def parse_endpoint(text: str) -> Endpoint | None:
     """None for a scheme that is not known here. Raises ValueError for what is no endpoint."""
     parts = urlsplit(text)
-    if parts.scheme not in ("shm", "tcp"):
+    if parts.scheme not in SCHEMES:
         return None
     query = parse_qs(parts.query)
     session, key = query.get("session", [""])[0], query.get("key", [""])[0]
@@ -55,15 +64,16 @@ def parse_endpoint(text: str) -> Endpoint | None:
         curve_key = zmq.utils.z85.encode(bytes.fromhex(key)) if key else None
     except (ValueError, binascii.Error):
         raise ValueError(f"{text!r} has a key that is not hexadecimal") from None
-    if parts.scheme == "shm":
-        return Endpoint(f"ipc://@{name}", session, curve_key, parts.netloc)
-    return Endpoint(f"tcp://{parts.netloc}", session, curve_key, None)
+    return Endpoint(parts.scheme, parts.netloc + parts.path, session, curve_key)
 
 
-def usable(endpoints: Sequence[str]) -> list[Endpoint]:
-    """Those that may work from this host, in their order. Raises ValueError for what is no endpoint."""
+def usable(endpoints: Sequence[str], schemes: Container[str]) -> list[Endpoint]:
+    """Those that may work from this host, in their order. Raises ValueError for what is no endpoint.
+
+    schemes: that the sender knows how to use
+    """
     parsed = [endpoint for endpoint in map(parse_endpoint, endpoints) if endpoint]
-    return [endpoint for endpoint in parsed if endpoint.host_id in (None, host_id())]
+    return [each for each in parsed if each.scheme in schemes and not each.is_elsewhere]
 
 
 def host_id() -> str:

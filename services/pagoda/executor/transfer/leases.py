@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pagoda.executor.transfer.block_memory import BlockMemory, Int64
+from pagoda.executor.transfer.block_memory import BlockMemory, Blocks, Int64
 from pagoda.executor.transfer.reports import Counters, Reason
-from pagoda.executor.transfer.slots import Bytes
 
 
 @dataclass(slots=True)
@@ -101,15 +100,15 @@ class Leases:
             self.next_deadline = math.inf
 
     def write(
-        self, session: str, transfer_id: int, first_position: int, num_blocks: int, piece: Bytes, crc32: int | None
+        self, session: str, transfer_id: int, first_position: int, blocks: Blocks, crc32: int | None
     ) -> Reason | None:
-        """Writes a piece that has come, as far as it had not come before. None, or why it was not written.
+        """Writes blocks that have come, as far as they had not come before. None, or why they were not written.
 
-        session: of the one that sent it
-        piece: [num_blocks * block_bytes]
+        session: of the one that sent them
+        crc32: of all that `blocks` are taken from, which is a piece
         """
-        # Only from here on is the piece in nobody else's hands but a sender's that breaks the rules.
-        corrupt = crc32 is not None and zlib.crc32(piece.data) != crc32
+        corrupt = crc32 is not None and zlib.crc32(blocks.source.data) != crc32
+        num_blocks = len(blocks.ids)
         with self._lock:
             lease = self._valid(session, transfer_id)
             if lease is None or not 0 < num_blocks <= len(lease.block_ids) - first_position:
@@ -119,7 +118,7 @@ class Leases:
                 self._fail(transfer_id, Reason.CORRUPT)
                 return Reason.CORRUPT
             positions = slice(first_position, first_position + num_blocks)
-            self._write_new(lease.block_ids[positions], ~lease.arrived[positions], piece)
+            self._write_new(lease.block_ids[positions], ~lease.arrived[positions], blocks)
             lease.arrived[positions] = True
             self._arrivals[transfer_id] = int(np.count_nonzero(lease.arrived))
             if self._arrivals[transfer_id] == len(lease.arrived):
@@ -170,12 +169,9 @@ class Leases:
             return None
         return lease
 
-    def _write_new(self, block_ids: Int64, new: NDArray[np.bool_], piece: Bytes) -> None:
+    def _write_new(self, block_ids: Int64, new: NDArray[np.bool_], blocks: Blocks) -> None:
         started = time.perf_counter()
-        if new.all():
-            self._blocks.write(block_ids, piece)
-        else:
-            self._blocks.write(block_ids[new], piece, new)
+        self._blocks.write(block_ids[new], blocks.source, blocks.ids[new])
         num_new = int(np.count_nonzero(new))
         self._counters.seconds += time.perf_counter() - started
         self._counters.blocks += num_new

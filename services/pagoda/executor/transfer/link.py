@@ -7,17 +7,16 @@ do so by itself, and the receiver's next life would get what was meant for the o
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import zmq
 from google.protobuf.message import DecodeError
 
+from pagoda.executor.transfer.block_memory import Bytes
 from pagoda.executor.transfer.endpoints import Endpoint
-from pagoda.executor.transfer.mailbox import open_mailbox
 from pagoda.executor.transfer.reports import Reason, from_problem
-from pagoda.executor.transfer.slots import Bytes
 from pagoda.rpc.curve import protect_client
 from pagoda.v1 import transfer_pb2 as pb
 
@@ -51,8 +50,9 @@ class Opened:
     """What the receiver offers."""
 
     num_slots: int
-    mailbox: Bytes | None
     idle_timeout_s: float
+    reads: bool
+    """It reads the sender's memory: pieces go without content."""
 
 
 class Link:
@@ -62,12 +62,12 @@ class Link:
         self,
         context: zmq.Context[Socket],
         candidates: list[Endpoint],
-        hello: pb.TransferHello,
+        hellos: Mapping[str, pb.TransferHello],
         *,
         connect_timeout_s: float,
         now: float,
     ) -> None:
-        """hello: without what depends on the endpoint
+        """hellos: by the endpoint's scheme; without the session
 
         Raises BrokenError when no endpoint can be tried.
         """
@@ -75,7 +75,7 @@ class Link:
         """None until a receiver has answered."""
         self._context = context
         self._candidates = candidates
-        self._hello = hello
+        self._hellos = hellos
         self._connect_timeout_s = connect_timeout_s
         self._problem = BrokenError(Reason.UNREACHABLE, "the peer has no endpoint that can be reached from here")
         self._connect(now)
@@ -107,18 +107,20 @@ class Link:
                 raise BrokenError(Reason.REFUSED, "the peer sends what cannot be read") from None
             match response.WhichOneof("message"):
                 case "welcome":
-                    self._open(response.welcome, now)
+                    reads = self._hellos[self._endpoint.scheme].WhichOneof("source") is not None
+                    self.opened = Opened(response.welcome.num_slots, response.welcome.idle_timeout_s, reads)
+                    logger.info("KV blocks: connected to %s", self._endpoint.socket)
                 case "refusal":
                     problem = BrokenError(from_problem(response.refusal.problem), response.refusal.message)
                     self._fail(problem, now)
                 case "receipts":
                     yield response.receipts
 
-    def send(self, push: pb.BlockPush, content: Bytes) -> None:
+    def send(self, push: pb.BlockPush, content: Bytes | None) -> None:
         """Sends a piece. `content` must stay as it is until the receipt. Raises BrokenError."""
         request = pb.TransferRequest(push=push).SerializeToString()
         try:
-            if self.opened is not None and self.opened.mailbox is not None:
+            if content is None:
                 self._socket.send(request, zmq.NOBLOCK)
             else:
                 self._socket.send(request, zmq.SNDMORE | zmq.NOBLOCK)
@@ -149,25 +151,13 @@ class Link:
             # Whether we may connect, the session's word says.
             protect_client(socket, self._endpoint.curve_key)
         self._socket, self._monitor = socket, socket.get_monitor_socket(_ENDS)
-        hello = pb.TransferHello(session=self._endpoint.session, mailbox=self._endpoint.host_id is not None)
-        hello.MergeFrom(self._hello)
+        hello = pb.TransferHello(session=self._endpoint.session)
+        hello.MergeFrom(self._hellos[self._endpoint.scheme])
         try:
             socket.connect(self._endpoint.socket)
             socket.send(pb.TransferRequest(hello=hello).SerializeToString(), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             self._fail(BrokenError(Reason.UNREACHABLE, str(error)), now)
-
-    def _open(self, welcome: pb.TransferWelcome, now: float) -> None:
-        mailbox = None
-        if self._endpoint.host_id is not None:
-            try:
-                mailbox = open_mailbox(welcome.mailbox, welcome.num_slots, self._hello.piece_bytes)
-            except OSError as error:
-                self._say_bye()
-                self._fail(BrokenError(Reason.UNREACHABLE, f"its mailbox cannot be opened: {error}"), now)
-                return
-        self.opened = Opened(welcome.num_slots, mailbox, welcome.idle_timeout_s)
-        logger.info("KV blocks: connected to %s", self._endpoint.socket)
 
     def _fail(self, problem: BrokenError, now: float) -> None:
         """Goes on to the next endpoint; raises `problem` when there is none, or when the link was open."""

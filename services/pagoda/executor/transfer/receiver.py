@@ -12,16 +12,19 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar, cast
 
 import zmq
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
+from pagoda.executor.transfer.allocator import keep_freed_memory
 from pagoda.executor.transfer.block_memory import Int64, block_memory
 from pagoda.executor.transfer.endpoints import Endpoint, check_listen, host_id
 from pagoda.executor.transfer.intake import BadMessageError, Intake, as_bytes
 from pagoda.executor.transfer.leases import Leases
+from pagoda.executor.transfer.nixl_memory import Nixl
 from pagoda.executor.transfer.reports import Counters, Reason, Signal, to_problem
 from pagoda.rpc.curve import KeyPair
 from pagoda.v1 import common_pb2
@@ -36,6 +39,9 @@ _MESSAGES_PER_TURN = 4
 
 # How often links that are over are looked for, in seconds.
 _SWEEP_INTERVAL_S = 1.0
+
+# How long messages are waited for while blocks are being read that were not there at once, in milliseconds.
+_READ_INTERVAL_MS = 1
 
 # A message's frames beside the piece.
 _HEADER_BYTES = 4096
@@ -56,37 +62,45 @@ class Receiver:
         max_links: int = 64,
         max_leases: int = 4096,
         idle_timeout_s: float = 60.0,
+        nixl: Nixl | None = None,
     ) -> None:
         """Listens from now on, and copies in a thread of its own.
 
         cache: contiguous; block i is what has the index i on `block_axis`
         layout: what senders must have, too, but for the number of blocks
         listen: for other hosts, if any; on loopback, or with `curve`, whose public key becomes part of the endpoint
-        window_bytes: memory for blocks on their way from one sender
+        window_bytes: of blocks on their way from one sender
         max_links: senders at a time
         idle_timeout_s: after which a silent sender is taken for gone
+        nixl: to read senders' memory through it; they connect to `listen`
 
         Raises ValueError for an address that would be open to others, and OSError for one that cannot be bound.
         """
         if listen is not None:
             check_listen(listen, encrypted=curve is not None)
         blocks = block_memory(cache, block_axis)
+        keep_freed_memory(window_bytes)
         self._news, self._wake = Signal(), Signal()
         self._leases = Leases(blocks, max_leases, self._news.set)
         self._intake = Intake(
             self._leases,
             layout,
-            blocks.block_bytes,
+            blocks,
             window_bytes=window_bytes,
             max_links=max_links,
             idle_timeout_s=idle_timeout_s,
+            nixl=nixl,
         )
+        self._nixl = nixl
         self._curve = curve
         # In Linux's abstract namespace: it has no file that could be left behind.
         self._name = f"pagoda-kv-{os.getpid()}-{secrets.token_hex(8)}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._bind(listen)
-        self._tcp = None if listen is None else self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._tcp = None if listen is None else bound.removeprefix("tcp://")
+        # Links from whose sources more is being read.
+        self._reading: set[bytes] = set()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="kv-receive", daemon=True)
         self._thread.start()
@@ -95,8 +109,8 @@ class Receiver:
     def endpoints(self) -> list[str]:
         """For senders, the best first. Others need not know them, and after `reset` they are others."""
         session, key = self._leases.session, self._curve.public if self._curve else None
-        shared_memory = Endpoint(f"ipc://@{self._name}", session, key, host_id())
-        return [str(shared_memory), *([str(Endpoint(self._tcp, session, key, None))] if self._tcp else [])]
+        addresses = {"shm": f"{host_id()}/{self._name}", "nixl": self._tcp if self._nixl else None, "tcp": self._tcp}
+        return [str(Endpoint(scheme, address, session, key)) for scheme, address in addresses.items() if address]
 
     def fileno(self) -> int:
         """Readable when there are arrivals or failures to take."""
@@ -174,6 +188,8 @@ class Receiver:
         while not self._stopped:
             deadline = min(self._leases.next_deadline, next_sweep if self._intake.links else math.inf)
             wait_ms = None if deadline == math.inf else max(0, math.ceil((deadline - time.monotonic()) * 1000))
+            if self._reading:
+                wait_ms = _READ_INTERVAL_MS
             # ZeroMQ names what is not a socket of its own by its file descriptor.
             woken = self._wake.fileno() in dict(poller.poll(wait_ms))
             self._read()
@@ -186,14 +202,15 @@ class Receiver:
             self._intake.drop(name)
 
     def _read(self) -> None:
-        touched: set[bytes] = set()
+        touched = self._reading
         for _ in range(_MESSAGES_PER_TURN):
             if not cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
             name, data, *rest = self._socket.recv_multipart(copy=False)
             touched.add(name.bytes)
             content = rest[0].buffer if rest else None
-            self._handle(name.bytes, data.bytes, content)
+            self._guard(name.bytes, partial(self._handle, data=data.bytes, content=content))
+        self._reading = {each for each in touched if not self._guard(each, self._intake.advance)}
         for each in touched:
             link = self._intake.links.get(each)
             if link is not None and link.receipts.slots:
@@ -201,17 +218,22 @@ class Receiver:
                 link.receipts.Clear()
 
     def _handle(self, name: bytes, data: bytes, content: memoryview | None) -> None:
+        """Raises DecodeError and BadMessageError."""
+        request = pb.TransferRequest.FromString(data)
+        match request.WhichOneof("message"):
+            case "hello":
+                self._send(name, pb.TransferResponse(welcome=self._intake.hello(name, request.hello)))
+            case "push":
+                self._intake.push(name, request.push, None if content is None else as_bytes(content))
+            case "bye":
+                self._intake.drop(name)
+            case _:
+                raise BadMessageError("a message that is not known")
+
+    def _guard(self, name: bytes, do: Callable[[bytes], T]) -> T | None:
+        """What `do` returns for a link, which ends if it raises."""
         try:
-            request = pb.TransferRequest.FromString(data)
-            match request.WhichOneof("message"):
-                case "hello":
-                    self._send(name, pb.TransferResponse(welcome=self._intake.hello(name, request.hello)))
-                case "push":
-                    self._intake.push(name, request.push, None if content is None else as_bytes(content))
-                case "bye":
-                    self._intake.drop(name)
-                case _:
-                    raise BadMessageError("a message that is not known")
+            return do(name)
         except DecodeError:
             self._refuse(name, BadMessageError("a message that cannot be read"))
         except BadMessageError as error:
@@ -219,10 +241,14 @@ class Receiver:
         except Exception as error:  # one that nobody has thought of; the thread goes on for the other senders
             logger.exception("KV blocks: a message could not be handled")
             self._refuse(name, BadMessageError(f"the receiver failed: {type(error).__name__}"))
+        return None
 
     def _sweep(self) -> None:
         for name in self._intake.over():
             self._end(name, Reason.REFUSED, "the session is over, or the link was silent")
+        # ZeroMQ does not tell of senders that are gone, unless something is sent to them.
+        for name in list(self._intake.links):
+            self._send(name, pb.TransferResponse(receipts=pb.TransferReceipts()))
 
     def _refuse(self, name: bytes, error: BadMessageError) -> None:
         logger.warning("a sender of KV blocks is refused: %s", error.message)

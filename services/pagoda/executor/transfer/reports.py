@@ -15,7 +15,7 @@ class Reason(StrEnum):
     """Why a transfer failed."""
 
     UNREACHABLE = "unreachable"
-    """No endpoint of the peer answers, or the connection broke."""
+    """No endpoint of the peer answers, the connection broke, or the peer's memory cannot be read."""
 
     REFUSED = "refused"
     """The peer has no such lease, or not any more."""
@@ -48,11 +48,11 @@ class Counters:
     """Since the start."""
 
     blocks: int = 0
-    """Blocks copied out of the cache, or into it."""
+    """Blocks that have left the cache, or were copied into it."""
 
     bytes: int = 0
     seconds: float = 0.0
-    """Spent copying them."""
+    """Spent copying them, on this side."""
 
     late_blocks: int = 0
     """Blocks that came for no valid lease, and were dropped."""

@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from enum import StrEnum
+
+RECOVERY_BOUNDS_S = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0)
+
+
+class Loss(StrEnum):
+    """What happened to a request that had to be computed again, in metrics."""
+
+    EXECUTOR = "executor"
+    """Its executor was lost, and another one was there to go on with it."""
+    EXECUTORS = "executors"
+    """No other one was there for a while, or the one that it came to was lost, too."""
+    BLOCKS = "blocks"
+    """Its blocks were lost between two executors that are there."""
+
+
+@dataclass(slots=True)
+class Durations:
+    """A histogram."""
+
+    bounds_s: tuple[float, ...]
+    """Ascending; each belongs to the bucket below it."""
+    counts: list[int] = field(init=False)
+    """Of each bucket; the last has no upper bound."""
+    sum_s: float = 0.0
+    longest_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds_s) + 1)
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds_s, seconds)] += 1
+        self.sum_s += seconds
+        self.longest_s = max(self.longest_s, seconds)
 
 
 @dataclass(slots=True)
@@ -18,10 +53,10 @@ class Counters:
     """Of those finished: their time was up."""
     preemptions: int = 0
     recoveries: int = 0
-    recoveries_done: int = 0
-    """Of them, those that have led to the next token."""
-    recovery_s: float = 0.0
-    """From the loss to that token."""
+    recovery_times: dict[str, Durations] = field(
+        default_factory=lambda: {loss.value: Durations(RECOVERY_BOUNDS_S) for loss in Loss}
+    )
+    """Of those that have led to the next token: from the loss to that token, by Loss."""
     prompt_tokens: int = 0
     generation_tokens: int = 0
     prefix_cache_queries: int = 0

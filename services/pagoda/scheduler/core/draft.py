@@ -116,6 +116,8 @@ class Draft:
             while len(lacking) > lane.pool.num_available:
                 victim = victims.pop()
                 lane.leave(victim.row, preempted=True)
+                if victim.move:
+                    lane.take_back(victim.move.arrival)
                 lane.free_departed()
                 self.preempted.append(victim)
                 lacking = lacking[rows.live[lacking]]

@@ -166,6 +166,8 @@ class Lane:
         """It takes no more requests."""
         self.arriving: dict[int, Arrival] = {}
         """Requests that come from other lanes, by their numbers."""
+        self.lent: dict[int, list[int]] = {}
+        """Blocks that other lanes read, by the numbers of those requests; they stay as they are until `take_back`."""
         self.pool = BlockPool(spec.num_blocks, enable_prefix_caching=enable_prefix_caching)
         self.host = HostBlocks(spec.num_host_blocks) if spec.num_host_blocks else None
         self.rows = Rows(spec.max_num_seqs, spec.block_size)
@@ -367,6 +369,16 @@ class Lane:
         self.pool.release(table[num_blocks:])
         return self._seat(request, table[:num_blocks], len(request.token_ids) - 1, len(arrival.shared))
 
+    def lend(self, arrival: Arrival, first_position: int, block_ids: list[int]) -> None:
+        """The next plan pushes blocks of a request that goes from here; the first is granted[first_position]."""
+        self.pool.share(block_ids)
+        self.lent.setdefault(arrival.number, []).extend(block_ids)
+        self.pushes.append(Push(arrival.number, arrival.target.id, first_position, block_ids))
+
+    def take_back(self, arrival: Arrival) -> None:
+        """Whoever still reads the blocks does so in vain. Nothing happens if none are lent."""
+        self.pool.release(self.lent.pop(arrival.number, []))
+
     def can_allocate(self, count: int) -> bool:
         """Frees the blocks of those who have left if need be."""
         return count <= self.pool.num_available or (self.free_departed() and count <= self.pool.num_available)
@@ -503,6 +515,7 @@ class Lane:
         departed = [*self._departed, *(each for flight in self.flights for each in flight.departed)]
         tables = {f"departed {each.request.key} of row {each.row}": each.block_ids for each in departed}
         tables |= {f"arrival {each.number}": each.shared + each.granted for each in self.arriving.values()}
+        tables |= {f"move {number}": block_ids for number, block_ids in self.lent.items()}
         if len(self.arriving) > len(free):
             violations.append(f"{len(self.arriving)} requests are on their way to {len(free)} free rows")
         tables["steps in flight"] = [block_id for flight in self.flights for block_id in flight.replaced_blocks]

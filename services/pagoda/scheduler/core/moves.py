@@ -5,6 +5,10 @@ write to those blocks; before that plan has come back, nothing is pushed. All th
 and its lane's plans push what earlier ones have computed. When only its last token is left to compute it leaves its
 row, the rest is pushed, and once everything has arrived it starts on the target, which computes that token.
 
+A push is no copy: blocks are read where they are, at any time until they have arrived. So the lane lends them, and
+writes nothing else to them until the move has ended. When it has failed, some of them may still be read while they are
+being overwritten; that ends in blocks of a move that nobody knows any more.
+
 Whatever goes wrong before a request has left its row costs it nothing. After that it goes back to the queue and is
 computed again. A push that comes late finds no right to write: the plan that gives a block to somebody else withdraws
 the right first.
@@ -18,7 +22,7 @@ from enum import StrEnum
 
 from pagoda.scheduler.core.counters import Counters
 from pagoda.scheduler.core.lane import Arrival, Lane
-from pagoda.scheduler.core.plan import Push
+from pagoda.scheduler.core.links import Links
 from pagoda.scheduler.core.request import Request
 
 MayMove = Callable[[Lane, Lane], bool]
@@ -85,6 +89,7 @@ class Moves:
         """timeout_s: from the last push to the last arrival
         first_number: moves have numbers from here; executors must never have seen one of them with another meaning
         """
+        self.links = Links()
         self._counters = counters
         self._timeout_s = timeout_s
         self._numbers = itertools.count(first_number)
@@ -135,11 +140,14 @@ class Moves:
                 stranded += self._fail(move, Failure.TIMEOUT, now)
         return stranded
 
-    def note_arrived(self, number: int, target: Lane, count: int) -> None:
+    def note_arrived(self, number: int, target: Lane, count: int, now: float) -> None:
         """`count` blocks of a move have arrived on `target` so far."""
         move = self._moves.get(number)
         if move and move.arrival.target is target:
-            move.num_arrived = max(move.num_arrived, min(count, move.num_pushed))
+            num_new = min(count, move.num_pushed) - move.num_arrived
+            if num_new > 0:
+                move.num_arrived += num_new
+                self.links.between(move.arrival.source, target).note_arrived(num_new * target.spec.block_size, now)
 
     def note_failed(self, number: int, lane: Lane, word: str, now: float) -> list[Request]:
         """`lane` could not push, or what was pushed to it is of no use. Returns the request if it has no row any more.
@@ -193,6 +201,8 @@ class Moves:
                 violations.append(f"{name} is not expected where it goes")
         if sum(len(lane.arriving) for lane in lanes) != len(self._moves):
             violations.append("a lane expects a request that is not on its way")
+        if any(lane.lent.keys() - self._moves.keys() for lane in lanes):
+            violations.append("a lane lends blocks to nobody")
         return violations
 
     def _push(self, move: Move, now: float) -> None:
@@ -203,32 +213,37 @@ class Moves:
         rows = source.rows
         num_tokens = int(rows.num_tokens[row])
         if not (rows.decoding[row] and num_tokens >= move.least_tokens):
-            self._push_up_to(move, int(rows.num_computed[row]) // source.spec.block_size)
+            self._push_up_to(move, int(rows.num_computed[row]) // source.spec.block_size, now)
         elif source.num_blocks_for(num_tokens) > arrival.num_blocks:
             # It went on for longer than there was room made for.
             self.cancel(move, Failure.OUTGROWN, now)
         else:
             num_blocks = source.num_blocks_for(num_tokens - 1)
-            self._push_up_to(move, num_blocks)
+            self._push_up_to(move, num_blocks, now)
             move.num_needed = max(0, num_blocks - len(arrival.shared))
             move.left_at = now
             source.leave(row)
             if request.diary:
                 request.diary.enter("handover", now)
 
-    def _push_up_to(self, move: Move, num_blocks: int) -> None:
+    def _push_up_to(self, move: Move, num_blocks: int, now: float) -> None:
         """The first `num_blocks` of the request's table."""
         arrival, source = move.arrival, move.arrival.source
         first = len(arrival.shared) + move.num_pushed
         last = min(num_blocks, arrival.num_blocks)
         if first < last:
             block_ids = source.rows.block_ids[move.request.row][first:last]
-            source.pushes.append(Push(arrival.number, arrival.target.id, move.num_pushed, block_ids))
+            source.lend(arrival, move.num_pushed, block_ids)
             move.num_pushed += last - first
+            link = self.links.between(source, arrival.target)
+            link.num_tokens += (last - first) * source.spec.block_size
+            if not source.flights:
+                link.note_left(now)
 
     def _fail(self, move: Move, reason: str, now: float) -> list[Request]:
         self._paused = {lanes: until for lanes, until in self._paused.items() if until > now}
         self._paused[move.arrival.source.id, move.arrival.target.id] = now + PAUSE_S
+        self.links.between(move.arrival.source, move.arrival.target).note_failed(now)
         return self.cancel(move, reason, now)
 
     def _give_up(self, move: Move, reason: str) -> None:
@@ -238,5 +253,9 @@ class Moves:
         failures[reason] = failures.get(reason, 0) + 1
 
     def _forget(self, move: Move) -> None:
+        arrival = move.arrival
+        num_lost = (move.num_pushed - move.num_arrived) * arrival.source.spec.block_size
+        self.links.between(arrival.source, arrival.target).forget(num_lost)
         move.request.move = None
+        move.arrival.source.take_back(move.arrival)
         del self._moves[move.arrival.number]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pagoda.scheduler.core.draft import Draft
 from pagoda.scheduler.core.lane import Lane, Prefix
+from pagoda.scheduler.core.links import Detour
 from pagoda.scheduler.core.moves import MayMove
 from pagoda.scheduler.core.request import Request
 from pagoda.scheduler.core.spec import ExecutorRole
@@ -74,11 +75,13 @@ class Offer(NamedTuple):
     """The step in which it can start; None: a later one."""
     target: Candidate | None = None
     """Where it goes on when its prompt is computed; None: where it is."""
+    detour: int = 0
+    """How many tokens the lane could compute until everything is there."""
 
     @property
     def num_tokens(self) -> int:
-        """A lane computes what it has queued and then what it lacks of the request."""
-        return self.candidate.num_queued_tokens + self.num_uncached_tokens
+        """A lane computes what it has queued and then what it lacks of the request, which travels meanwhile."""
+        return max(self.candidate.num_queued_tokens + self.num_uncached_tokens, self.detour)
 
     @property
     def cost(self) -> tuple[int, bool, int]:
@@ -100,7 +103,9 @@ class Offer(NamedTuple):
 class Placement:
     """The lanes in the step that is being made."""
 
-    def __init__(self, candidates: Sequence[Candidate], may_move: MayMove, max_local_prefill_tokens: int) -> None:
+    def __init__(
+        self, candidates: Sequence[Candidate], may_move: MayMove, detour: Detour, max_local_prefill_tokens: int
+    ) -> None:
         """max_local_prefill_tokens: prompts, or what is not cached of them, that decoding lanes always compute"""
         candidates = [candidate for candidate in candidates if not candidate.lane.is_leaving]
         # Whoever there is must do.
@@ -112,6 +117,7 @@ class Placement:
                 targets = [target for target in self._decoding if may_move(source.lane, target.lane)]
                 if targets:
                     self._prefilling[source] = targets
+        self._detour = detour
         self._max_local_prefill_tokens = max_local_prefill_tokens
 
     def choose(self, request: Request) -> Offer | None:
@@ -122,12 +128,25 @@ class Placement:
         roomy = {candidate for candidate in self._decoding if candidate.can_receive(request)}
         sources = [source for source, targets in self._prefilling.items() if not roomy.isdisjoint(targets)]
         remote = _cheapest(request, sources)
-        if local and _is_better(local, remote, sources):
-            return local
-        if remote is None:
-            return None
-        targets = [target for target in self._prefilling[remote.candidate] if target in roomy]
-        return remote._replace(target=_home(request, targets))
+        if remote:
+            remote = self._to_home(request, remote, roomy)
+        return local if local and _is_better(local, remote, sources) else remote
+
+    def _to_home(self, request: Request, remote: Offer, roomy: set[Candidate]) -> Offer:
+        """Where `request` goes on: blocks that are there need not be sent, and a chat's next turn finds all of them."""
+        source = remote.candidate
+        targets = [target for target in self._prefilling[source] if target in roomy]
+        most_rows = BOUND * min(target.num_rows for target in targets) + SLACK
+
+        def rank(target: Candidate) -> tuple[int, int, int, int]:
+            num_cached = len(target.lane.find_prefix(request).shared)
+            num_to_send = len(request.token_ids) - num_cached * target.lane.spec.block_size
+            detour = self._detour(source.lane, target.lane, source.num_queued_tokens + num_to_send)
+            return max(remote.num_tokens, detour), -num_cached, target.num_rows, -target.lane.pool.num_available
+
+        ranks = {target: rank(target) for target in targets if target.num_rows <= most_rows}
+        target = min(ranks, key=ranks.__getitem__)
+        return remote._replace(target=target, detour=ranks[target][0])
 
 
 def _is_better(local: Offer, remote: Offer | None, sources: Sequence[Candidate]) -> bool:
@@ -137,17 +156,6 @@ def _is_better(local: Offer, remote: Offer | None, sources: Sequence[Candidate])
     if remote:
         return PATIENCE * local.num_tokens <= remote.num_tokens
     return any(PATIENCE * local.num_tokens <= source.num_queued_tokens for source in sources)
-
-
-def _home(request: Request, targets: Sequence[Candidate]) -> Candidate:
-    """Where `request` goes on: blocks that are there need not be sent, and a chat's next turn finds all of them."""
-    most_rows = BOUND * min(target.num_rows for target in targets) + SLACK
-
-    def rank(target: Candidate) -> tuple[int, int, int]:
-        num_cached = len(target.lane.find_prefix(request).shared)
-        return -num_cached, target.num_rows, -target.lane.pool.num_available
-
-    return min((target for target in targets if target.num_rows <= most_rows), key=rank)
 
 
 def _cheapest(request: Request, candidates: Sequence[Candidate]) -> Offer | None:

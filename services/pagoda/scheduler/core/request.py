@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from pagoda.errors import PagodaError
+from pagoda.scheduler.core.counters import Loss
 from pagoda.scheduler.core.diary import Diary
 from pagoda.scheduler.core.hashes import NO_HASHES, MediaItem, PrefixHashes
 
@@ -83,6 +84,7 @@ class Request:
         "hashes",
         "key",
         "lane",
+        "loss",
         "lost_at",
         "max_num_tokens",
         "media",
@@ -157,6 +159,8 @@ class Request:
         self._num_tokens_when_lost = 0
         self.lost_at: float | None = None
         """When it lost its lane or its blocks, until it has another token."""
+        self.loss = Loss.EXECUTOR
+        """How, if it did."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when the request first got a row; None until then."""
         self.end: End | None = None

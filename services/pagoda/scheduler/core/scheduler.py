@@ -16,6 +16,7 @@ of an executor; every block has an owner, or is free, or is cached.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from pagoda.errors import DeadlineExceededError, PagodaError, ResourceExhaustedError, UnavailableError
 from pagoda.scheduler.core.balance import proposals
-from pagoda.scheduler.core.counters import Counters
+from pagoda.scheduler.core.counters import Counters, Loss
 from pagoda.scheduler.core.draft import Draft
 from pagoda.scheduler.core.kv_events import KvEvents
 from pagoda.scheduler.core.lane import Commit, Lane
@@ -120,6 +121,8 @@ class Scheduler:
         self._outputs = Outputs()
         self._num_arrivals = 0
         self._without_lanes_since = 0.0
+        self._last_without_takers = -math.inf
+        """When there was last no lane that takes requests."""
         self._block_size = 0
         self._num_unsettled_steps = 0
 
@@ -219,10 +222,11 @@ class Scheduler:
         if not self.lanes:
             self._without_lanes_since = now
         for move in self.moves.of(lane):
-            self._recover(self.moves.cancel(move, Failure.EXECUTOR_LOST, now), now)
+            self._recover(self.moves.cancel(move, Failure.EXECUTOR_LOST, now), Loss.EXECUTOR, now)
+        self.moves.links.forget(lane)
         for request in lane.requests:
             lane.forget_row(request.row)
-            self._recover([request], now)
+            self._recover([request], Loss.EXECUTOR, now)
             request.note_lost(died)
             if request.num_lanes_lost >= MAX_LANES_LOST:
                 message = f"{MAX_LANES_LOST} executors died while they ran this request; it will not be tried again"
@@ -241,13 +245,13 @@ class Scheduler:
         lane = self.lanes[lane_id]
         return not (lane.num_running or lane.flights or self.moves.of(lane))
 
-    def note_arrived(self, lane_id: str, number: int, count: int) -> None:
+    def note_arrived(self, lane_id: str, number: int, count: int, now: float) -> None:
         """`count` blocks of a move have come to an executor so far."""
-        self.moves.note_arrived(number, self.lanes[lane_id], count)
+        self.moves.note_arrived(number, self.lanes[lane_id], count, now)
 
     def note_failed(self, lane_id: str, number: int, word: str, now: float) -> None:
         """An executor could not push the blocks of a move, or got what is of no use. word: why"""
-        self._recover(self.moves.note_failed(number, self.lanes[lane_id], word, now), now)
+        self._recover(self.moves.note_failed(number, self.lanes[lane_id], word, now), Loss.BLOCKS, now)
 
     def commit(self, lane_id: str, result: StepResult, now: float) -> None:
         """Applies what a lane's oldest step in flight brought.
@@ -256,6 +260,7 @@ class Scheduler:
         """
         lane = self.lanes[lane_id]
         brought = lane.commit(result, now)
+        self.moves.links.note_step_began(lane, now)
         if len(brought.rows):
             self.counters.generation_tokens += len(brought.rows)
             if self.waiting.charges_outputs:
@@ -274,7 +279,9 @@ class Scheduler:
             self.settle()
         self._num_unsettled_steps += 1
         self._expire(now)
-        self._recover(self.moves.advance(now), now)
+        if all(lane.is_leaving for lane in self.lanes.values()):
+            self._last_without_takers = now
+        self._recover(self.moves.advance(now), Loss.BLOCKS, now)
         drafts = self._draft(now)
         self._receive(drafts, now)
         may_move = self.moves.may_move(now)
@@ -315,7 +322,7 @@ class Scheduler:
                     self.counters.preemptions += 1
                 for arrival in draft.turned_away:
                     if move := arrival.request.move:
-                        self._recover(self.moves.cancel(move, Failure.NO_ROOM, now), now)
+                        self._recover(self.moves.cancel(move, Failure.NO_ROOM, now), Loss.BLOCKS, now)
         return drafts
 
     def _receive(self, drafts: dict[str, Draft], now: float) -> None:
@@ -338,7 +345,8 @@ class Scheduler:
         candidates = [
             Candidate(lane, drafts.get(lane_id), self.options.blocks_ahead) for lane_id, lane in self.lanes.items()
         ]
-        placement = Placement(candidates, may_move, self.options.max_local_prefill_tokens)
+        detour = self.moves.links.detour(now)
+        placement = Placement(candidates, may_move, detour, self.options.max_local_prefill_tokens)
         for request in self.waiting:
             offer = placement.choose(request)
             if offer is None:
@@ -369,8 +377,8 @@ class Scheduler:
     def _note_first_token(self, request: Request, lane: Lane, now: float) -> None:
         """The first one that the request got on `lane`."""
         if request.lost_at is not None:
-            self.counters.recoveries_done += 1
-            self.counters.recovery_s += now - request.lost_at
+            loss = Loss.EXECUTORS if self._last_without_takers >= request.lost_at else request.loss
+            self.counters.recovery_times[loss].add(now - request.lost_at)
             request.lost_at = None
         if request.diary:
             request.diary.end("recovery", now)
@@ -450,13 +458,15 @@ class Scheduler:
         if request.diary:
             request.diary.enter("queued", now)
 
-    def _recover(self, requests: list[Request], now: float) -> None:
+    def _recover(self, requests: list[Request], loss: Loss, now: float) -> None:
         """They have no row any more, and are computed again."""
         for request in requests:
             self._queue(request, now)
             self.counters.recoveries += 1
             if request.lost_at is None:
-                request.lost_at = now
+                request.lost_at, request.loss = now, loss
+            elif loss is Loss.EXECUTOR:
+                request.loss = Loss.EXECUTORS
             if request.diary:
                 request.diary.begin("recovery", now)
 

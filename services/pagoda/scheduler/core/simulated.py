@@ -46,10 +46,11 @@ class _Row:
 
 
 class Parcel(NamedTuple):
-    """What a push sends: the contents of blocks."""
+    """A push on its way. Its blocks are read when it arrives, where they are."""
 
     push: Push
-    contents: list[list[int | None]]
+    cache: list[list[int | None]]
+    """Of the executor that pushes."""
 
 
 class SimulatedExecutor:
@@ -80,7 +81,7 @@ class SimulatedExecutor:
         for row in plan.ended_rows:
             del self._rows[row]
         for push in plan.pushes:
-            self.outbox.append(Parcel(push, [list(self._cache[block_id]) for block_id in push.block_ids]))
+            self.outbox.append(Parcel(push, self._cache))
         _copy(plan.offloads, self._cache, self._host)
         _copy(plan.copies, self._cache, self._cache)
         _copy(plan.loads, self._host, self._cache)
@@ -106,16 +107,16 @@ class SimulatedExecutor:
             if token_id is not None:
                 sampled[row] = token_id
         rows, token_ids = np.array(list(sampled), np.uint32), np.array(list(sampled.values()), np.uint32)
-        return StepResult(plan.step, rows, token_ids, forward_ns=1)
+        return StepResult(plan.step, rows, token_ids)
 
     def receive(self, parcel: Parcel) -> tuple[int, int] | None:
         """A push arrives. (number of the grant, how many of its blocks have come), or None: the grant is over."""
-        number, _, first_position, _ = parcel.push
+        number, _, first_position, block_ids = parcel.push
         if number not in self._awaited:
             return None
-        for position, content in enumerate(parcel.contents, first_position):
-            self._cache[self._awaited[number].pop(position)] = list(content)
-        self._num_arrived[number] += len(parcel.contents)
+        for position, block_id in enumerate(block_ids, first_position):
+            self._cache[self._awaited[number].pop(position)] = list(parcel.cache[block_id])
+        self._num_arrived[number] += len(block_ids)
         return number, self._num_arrived[number]
 
     def _grant(self, grant: Grant) -> None:

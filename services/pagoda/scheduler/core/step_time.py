@@ -52,15 +52,26 @@ class StepTimes:
         elif 2 * num_prompt_tokens >= self._budget or seconds > self._target_s:
             self._chunks.append((num_prompt_tokens, seconds))
 
+    @property
+    def seconds_per_prompt_token(self) -> float:
+        """0 before prompts were seen."""
+        if not self._chunks:
+            return 0.0
+        decode_s = self._seconds_to_decode
+        return median(max(took - decode_s, LEAST_SHARE * took) / num_tokens for num_tokens, took in self._chunks)
+
+    @property
+    def _seconds_to_decode(self) -> float:
+        return median(self._decode_s) if len(self._decode_s) == RECENT else 0.0
+
     def _within(self, seconds: float) -> int:
         if not self._chunks:
             return 0
         known = GROWTH * max(num_tokens for num_tokens, _ in self._chunks)
-        decode_s = median(self._decode_s) if len(self._decode_s) == RECENT else 0.0
-        room = (1 - RESERVE) * seconds - decode_s
+        room = (1 - RESERVE) * seconds - self._seconds_to_decode
         if room <= 0:
             return 0
-        per_token = median(max(took - decode_s, LEAST_SHARE * took) / num_tokens for num_tokens, took in self._chunks)
+        per_token = self.seconds_per_prompt_token
         if room >= per_token * known:
             return known
         return int(room / per_token)

@@ -13,7 +13,7 @@ import pytest
 # The helpers of these tests stand beside them.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from transfer_ends import LAYOUT, empty_cache, full_cache
+from transfer_ends import LAYOUT, NIXL, empty_cache, full_cache, shared_sender
 
 from pagoda.executor.transfer.receiver import Receiver
 from pagoda.executor.transfer.sender import Sender
@@ -28,7 +28,9 @@ def ends() -> Iterator[ExitStack]:
 @pytest.fixture
 def make_receiver(ends: ExitStack) -> Callable[..., Receiver]:
     def make(cache: Any = None, **options: Any) -> Receiver:
-        return ends.enter_context(closing(Receiver(empty_cache() if cache is None else cache, 2, LAYOUT, **options)))
+        return ends.enter_context(
+            closing(Receiver(empty_cache() if cache is None else cache, 2, LAYOUT, nixl=NIXL, **options))
+        )
 
     return make
 
@@ -36,6 +38,6 @@ def make_receiver(ends: ExitStack) -> Callable[..., Receiver]:
 @pytest.fixture
 def make_sender(ends: ExitStack) -> Callable[..., Sender]:
     def make(cache: Any = None, layout: Any = LAYOUT, **options: Any) -> Sender:
-        return ends.enter_context(closing(Sender(full_cache() if cache is None else cache, 2, layout, **options)))
+        return ends.enter_context(closing(shared_sender(full_cache() if cache is None else cache, layout, **options)))
 
     return make

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pagoda.executor.transfer.block_memory import BlockMemory, DeviceBlocks, NativeBlocks, NumpyBlocks, block_memory
+from pagoda.executor.transfer.block_memory import (
+    BlockMemory,
+    DeviceBlocks,
+    NativeBlocks,
+    NumpyBlocks,
+    block_memory,
+    piece_blocks,
+)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
@@ -52,7 +59,8 @@ def test_blocks_move_between_caches(
     piece = np.zeros(3 * reader.block_bytes, np.uint8)
     reader.read(np.array([7, 0, 4]), piece)
     piece.flags.writeable = False  # as what comes from ZeroMQ is
-    writer.write(np.array([2, 8, 1]), piece)
+    blocks = piece_blocks(piece, reader.num_parts, 3)
+    writer.write(np.array([2, 8, 1]), blocks.source, blocks.ids)
     expected = torch.zeros(shape, dtype=dtype)
     expected.index_copy_(axis, torch.tensor([2, 8, 1]), source.index_select(axis, torch.tensor([7, 0, 4])))
     assert torch.equal(target, expected)
@@ -64,9 +72,18 @@ def test_some_blocks_of_a_piece(make: Callable[[Tensor, int], BlockMemory]) -> N
     reader, writer = make(source, 1), make(target, 1)
     piece = np.zeros(3 * reader.block_bytes, np.uint8)
     reader.read(np.array([1, 2, 3]), piece)
-    writer.write(np.array([5, 6]), piece, np.array([True, False, True]))
+    writer.write(np.array([5, 6]), piece_blocks(piece, 2, 3).source, np.array([0, 2]))
     assert torch.equal(target[:, [5, 6]], source[:, [1, 3]])
     assert not target[:, [0, 1, 2, 3, 4, 7, 8]].any()
+
+
+def test_blocks_of_another_cache(make: Callable[[Tensor, int], BlockMemory]) -> None:
+    source, target = numbers((2, 17, 40), torch.float32), torch.zeros(2, 9, 40)
+    memory = source.view(torch.uint8).numpy()
+    memory.flags.writeable = False
+    make(target, 1).write(np.array([5, 0, 6]), memory, np.array([16, 3, 3]))
+    assert torch.equal(target[:, [5, 0, 6]], source[:, [16, 3, 3]])
+    assert not target[:, [1, 2, 3, 4, 7, 8]].any()
 
 
 @needs_gpu
@@ -77,7 +94,7 @@ def test_a_cache_on_a_gpu() -> None:
     assert isinstance(writer, NativeBlocks)
     piece = np.zeros(2 * reader.block_bytes, np.uint8)
     reader.read(np.array([8, 3]), piece)
-    writer.write(np.array([0, 1]), piece)
+    writer.write(np.array([0, 1]), piece_blocks(piece, 6, 2).source, np.arange(2))
     assert torch.equal(target[:, :, :2], source[:, :, [8, 3]].cpu())
 
 

@@ -12,18 +12,25 @@ KEY, _ = zmq.curve_keypair()
 
 @pytest.mark.parametrize("key", [None, KEY])
 @pytest.mark.parametrize(
-    ("socket", "host"),
-    [("ipc://@pagoda-kv-1-ab", "some-host"), ("tcp://10.0.0.1:4711", None), ("tcp://[::1]:4711", None)],
+    ("scheme", "address", "socket"),
+    [
+        ("shm", "some-host/pagoda-kv-1-ab", "ipc://@pagoda-kv-1-ab"),
+        ("tcp", "10.0.0.1:4711", "tcp://10.0.0.1:4711"),
+        ("nixl", "10.0.0.1:4711", "tcp://10.0.0.1:4711"),
+        ("tcp", "[::1]:4711", "tcp://[::1]:4711"),
+    ],
 )
-def test_what_is_written_is_read(socket: str, host: str | None, key: bytes | None) -> None:
-    endpoint = Endpoint(socket, "abc123", key, host)
+def test_what_is_written_is_read(scheme: str, address: str, socket: str, key: bytes | None) -> None:
+    endpoint = Endpoint(scheme, address, "abc123", key)
     assert parse_endpoint(str(endpoint)) == endpoint
+    assert endpoint.socket == socket
 
 
 def test_shared_memory_is_for_this_host() -> None:
     here, there = f"shm://{host_id()}/name?session=1", "shm://elsewhere/name?session=1"
     tcp, later = "tcp://10.0.0.1:5?session=1", "rdma://10.0.0.1?session=1"
-    assert [str(each) for each in usable([there, later, here, tcp])] == [here, tcp]
+    assert [str(each) for each in usable([there, later, here, tcp], ["tcp", "shm"])] == [here, tcp]
+    assert [str(each) for each in usable([there, later, here, tcp], ["tcp"])] == [tcp]
 
 
 @pytest.mark.parametrize(

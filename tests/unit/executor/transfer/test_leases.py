@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pagoda.executor.transfer.block_memory import block_memory
+from pagoda.executor.transfer.block_memory import Blocks, block_memory
 from pagoda.executor.transfer.leases import Leases
 from pagoda.executor.transfer.reports import Reason
 
@@ -32,8 +32,9 @@ class Bench:
 
     def write(self, transfer_id: int, first: int, values: list[int], crc: int | None = None) -> Reason | None:
         """Blocks that are filled with one value each."""
-        piece = np.tile(np.array(values, np.uint8).repeat(4), 2)
-        return self.leases.write(self.leases.session, transfer_id, first, len(values), piece, crc)
+        piece = np.tile(np.array(values, np.uint8).repeat(4), 2).reshape(2, -1, 4)
+        blocks = Blocks(piece, np.arange(len(values)))
+        return self.leases.write(self.leases.session, transfer_id, first, blocks, crc)
 
     def values(self) -> list[int]:
         flat = self.cache.movedim(1, 0).reshape(NUM_BLOCKS, -1)
@@ -139,7 +140,8 @@ def test_a_reset_begins_another_session() -> None:
     assert bench.leases.take_arrivals() == []
     # The same id, and a sender of the session before.
     bench.leases.grant(5, [3, 4], 1.0)
-    assert bench.leases.write(old, 5, 1, 1, np.full(8, 9, np.uint8), None) is Reason.REFUSED
+    blocks = Blocks(np.full((2, 1, 4), 9, np.uint8), np.arange(1))
+    assert bench.leases.write(old, 5, 1, blocks, None) is Reason.REFUSED
     bench.expect(b3=1)
     assert bench.write(5, 1, [2]) is None
 
@@ -243,9 +245,9 @@ class RandomTraffic(RuleBasedStateMachine):
 
     @rule(transfer_id=ids, first=st.integers(0, 4))
     def push_of_another_session(self, transfer_id: int, first: int) -> None:
-        piece = np.full(BLOCK_BYTES, 255, np.uint8)
+        blocks = Blocks(np.full((2, 1, 4), 255, np.uint8), np.arange(1))
         for session in self.old_sessions:
-            assert self.bench.leases.write(session, transfer_id, first, 1, piece, None) is Reason.REFUSED
+            assert self.bench.leases.write(session, transfer_id, first, blocks, None) is Reason.REFUSED
 
     @rule(transfer_id=ids)
     def revoke(self, transfer_id: int) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from transfer_ends import BLOCK_BYTES, LAYOUT, NUM_BLOCKS, empty_cache, full_cache, wait_for, wait_for_arrivals
+from transfer_ends import (
+    BLOCK_BYTES,
+    LAYOUT,
+    NUM_BLOCKS,
+    empty_cache,
+    full_cache,
+    shared_sender,
+    wait_for,
+    wait_for_arrivals,
+)
 
 from pagoda.executor.transfer.receiver import Receiver
-from pagoda.executor.transfer.sender import Sender
 from pagoda.executor.transfers import Transfers
 from pagoda.v1.scheduler_pb2 import TransferCounters
 
@@ -14,7 +22,7 @@ _BLOCK_AXIS = 2
 
 def test_both_directions_are_counted() -> None:
     receiver = Receiver(empty_cache(), _BLOCK_AXIS, LAYOUT)
-    sender = Sender(full_cache(), _BLOCK_AXIS, LAYOUT)
+    sender = shared_sender(full_cache())
     transfers = Transfers(receiver, sender, NUM_BLOCKS)
     try:
         before = transfers.stats()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from transfer_ends import LAYOUT, NUM_BLOCKS, empty_cache, full_cache
+from transfer_ends import LAYOUT, NIXL, NUM_BLOCKS, empty_cache, full_cache, shared_sender
 
 from pagoda.executor.transfer import intake, sender
 from pagoda.executor.transfer.receiver import Receiver
@@ -23,7 +23,7 @@ from pagoda.executor.transfer.receiver import Receiver
 def send() -> None:
     # Pieces of two blocks.
     sender.MAX_PIECE_BYTES = intake.MAX_PIECE_BYTES = 1600
-    end = sender.Sender(full_cache(), 2, LAYOUT, push_wait_s=5.0)
+    end = shared_sender(full_cache())
     threading.Thread(target=_tell_failures, args=[end], daemon=True).start()
     for line in sys.stdin:
         order = json.loads(line)
@@ -33,7 +33,7 @@ def send() -> None:
 
 
 def receive() -> None:
-    end = Receiver(empty_cache(), 2, LAYOUT)
+    end = Receiver(empty_cache(), 2, LAYOUT, nixl=NIXL)
     end.grant(1, list(range(NUM_BLOCKS)), 60)
     print(json.dumps(end.endpoints), flush=True)
     sys.stdin.read()

@@ -5,20 +5,26 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import zmq
 from torch import Tensor
 
 from pagoda.executor.transfer.endpoints import Endpoint, parse_endpoint
+from pagoda.executor.transfer.nixl_memory import Nixl
 from pagoda.executor.transfer.receiver import Receiver
 from pagoda.executor.transfer.reports import Reason
 from pagoda.executor.transfer.sender import Sender
+from pagoda.executor.transfer.shared_memory import SharedMemory
 from pagoda.v1 import common_pb2
 from pagoda.v1 import transfer_pb2 as pb
 
 T = TypeVar("T")
+
+_ARE_YOU_THERE = pb.TransferResponse(receipts=pb.TransferReceipts())
 
 NUM_BLOCKS = 48
 SHAPE = (3, 2, NUM_BLOCKS, 4, 2, 8)
@@ -26,7 +32,8 @@ BLOCK_BYTES = 3 * 2 * 4 * 2 * 8 * 2
 LAYOUT = common_pb2.KvLayout(block_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="bfloat16")
 EMPTY = -1
 
-TRANSPORTS = ("shm", "tcp")
+NIXL = Nixl("tcp://127.0.0.1:*") if find_spec("nixl") else None
+TRANSPORTS = ("shm", "tcp", *(["nixl"] if NIXL else []))
 
 
 def full_cache(first: int = 0, num_blocks: int = NUM_BLOCKS) -> Tensor:
@@ -38,6 +45,13 @@ def full_cache(first: int = 0, num_blocks: int = NUM_BLOCKS) -> Tensor:
 
 def empty_cache() -> Tensor:
     return torch.full(SHAPE, EMPTY, dtype=torch.int16).view(torch.bfloat16)
+
+
+def shared_sender(cache: Tensor, layout: common_pb2.KvLayout = LAYOUT, **options: Any) -> Sender:
+    """Of a copy of `cache` that receivers can read."""
+    memory = SharedMemory(cache.nbytes)
+    copy = torch.frombuffer(memory.memory, dtype=cache.dtype).view(cache.shape)
+    return Sender(copy.copy_(cache), 2, layout, shared_memory=memory, nixl=NIXL, **options)
 
 
 def block(cache: Tensor, index: int) -> Tensor:
@@ -94,10 +108,18 @@ def poll(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
+def mapped_sources() -> int:
+    """How many caches this process reads."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    return sum("pagoda-kv" in "".join(line[5:]) and line[1].startswith("r--") for line in lines)
+
+
 class RawSender:
     """Speaks the protocol, message by message."""
 
-    def __init__(self, endpoint: str, *, piece_bytes: int = 4 * BLOCK_BYTES, mailbox: bool = False) -> None:
+    def __init__(
+        self, endpoint: str, *, piece_bytes: int = 4 * BLOCK_BYTES, shared_memory: pb.SharedMemory | None = None
+    ) -> None:
         self.endpoint: Endpoint | None = parse_endpoint(endpoint)
         assert self.endpoint
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -110,13 +132,16 @@ class RawSender:
             layout=LAYOUT,
             block_bytes=BLOCK_BYTES,
             piece_bytes=piece_bytes,
-            mailbox=mailbox,
+            shared_memory=shared_memory,
         )
+        self.hello.layout.num_blocks = NUM_BLOCKS
 
     def send(self, *frames: bytes) -> pb.TransferResponse:
         """Sends a message; the answer."""
         self._socket.send_multipart(frames)
-        return pb.TransferResponse.FromString(self._socket.recv())
+        while (response := pb.TransferResponse.FromString(self._socket.recv())) == _ARE_YOU_THERE:
+            pass
+        return response
 
     def greet(self) -> pb.TransferResponse:
         return self.send(pb.TransferRequest(hello=self.hello).SerializeToString())

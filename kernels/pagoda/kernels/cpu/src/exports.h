@@ -40,6 +40,6 @@ PAGODA_EXPORT void pagoda_linear_float32_listed(const void* x, int64_t x_stride,
                                                 int64_t listed_stride, const int32_t* counts, int32_t num_threads);
 PAGODA_EXPORT void pagoda_gather_blocks(const void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
                                         const int64_t* block_ids, int64_t num_ids, void* piece);
-PAGODA_EXPORT void pagoda_scatter_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
-                                         const int64_t* block_ids, const int64_t* positions, int64_t num_ids,
-                                         const void* piece, int64_t piece_blocks);
+PAGODA_EXPORT void pagoda_copy_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
+                                      const int64_t* block_ids, const int64_t* source_ids, int64_t num_ids,
+                                      const void* source, int64_t source_blocks);
