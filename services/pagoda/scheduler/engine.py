@@ -77,7 +77,8 @@ class Engine:
         self.executor_router = Router(context, options.executor_endpoint, key)
         self.tokenizer_router = Router(context, options.tokenizer_endpoint, key)
         self._options = options
-        self._traces = RequestTraces(tracer) if tracer else None
+        self._loop = asyncio.get_running_loop()
+        self._traces = RequestTraces(tracer, self._loop.time) if tracer else None
         self._transfer_endpoints: dict[str, list[str]] = {}
         self._handles: dict[RequestKey, Handle] = {}
         # Requests of tokenizers that were never accepted, until the tokenizers have been told.
@@ -88,7 +89,6 @@ class Engine:
         self._is_turn_scheduled = False
         self._is_closed = False
         self._idle = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets an exception when a turn fails, after which the state is not to be trusted."""
 
@@ -353,14 +353,15 @@ class Engine:
                 self._handles.pop(request.key).wake()
             else:
                 batches[request.key.origin].ended.append(request)
+        now = self._loop.time()
         for session_id, batch in batches.items():
             if session := self.tokenizers.get(session_id):
                 try:
                     self.tokenizer_router.send(session_id, codec.encode_token_batch(batch))
                 except PeerGoneError as error:
                     self._drop(session, error)
-        if self._traces and outputs.ended:
-            now = self._loop.time()
+        if self._traces:
+            # They have ended before anybody was told.
             for request in outputs.ended:
                 self._traces.end(request, now)
 

@@ -8,6 +8,7 @@ results, and the scheduler knows when those leave and come.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pagoda.scheduler.core.diary import Diary, Stage
@@ -21,14 +22,16 @@ if TYPE_CHECKING:  # an optional package
 class RequestTraces:
     """All times are on the core's clock; spans have the time of day, which is looked at once per request."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, clock: Callable[[], float]) -> None:
+        """clock: the core's"""
         self._tracer = tracer
+        self._clock = clock
         # Of unfinished requests, with what turns their times into the time of day, in nanoseconds.
         self._spans: dict[RequestKey, tuple[Span, int]] = {}
 
     def begin(self, request: Request, now: float) -> None:
         """Before the core knows the request. It gets a diary, unless it is not sampled."""
-        offset_ns = time.time_ns() - _ns(now)
+        offset_ns = time.time_ns() - _ns(self._clock())
         span = self._tracer.start_span("schedule", parent_context(request.traceparent), start_time=_ns(now) + offset_ns)
         if span.is_recording():
             request.diary = Diary()

@@ -35,13 +35,12 @@ def test_blocks_are_copied_and_nothing_else(native: CpuBlockCopy, part_bytes: in
     native.gather(cache, IDS, piece)
     np.testing.assert_array_equal(piece, cache[:, IDS])
 
-    for positions in (None, np.array([2, 0])):
-        ids = IDS if positions is None else IDS[:2]
-        content = numbers(len(IDS), part_bytes, offset + 1)
-        expected = cache.copy()
-        expected[:, ids] = content if positions is None else content[:, positions]
-        native.scatter(cache, ids, content, positions)
-        np.testing.assert_array_equal(cache, expected)
+    source = numbers(2 * NUM_BLOCKS, part_bytes, offset + 1)
+    source_ids = np.array([2, 0, 21, 9])
+    expected = cache.copy()
+    expected[:, IDS] = source[:, source_ids]
+    native.copy(cache, IDS, source, source_ids)
+    np.testing.assert_array_equal(cache, expected)
 
 
 def test_no_blocks(native: CpuBlockCopy) -> None:
@@ -49,5 +48,5 @@ def test_no_blocks(native: CpuBlockCopy) -> None:
     before = cache.copy()
     piece = np.zeros((NUM_PARTS, 0, 64), np.uint8)
     native.gather(cache, none, piece)
-    native.scatter(cache, none, piece)
+    native.copy(cache, none, piece, none)
     np.testing.assert_array_equal(cache, before)
