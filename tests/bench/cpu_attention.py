@@ -24,6 +24,7 @@ from cpu_linear import PROBE_BYTES, read_bandwidth
 from report import circumstances, table
 from torch import Tensor
 
+from pagoda.executor.kv_cache import KvLayout, allocate, split_layers
 from pagoda.kernels.attention import AttentionBatch, AttentionParams, AttentionPlan, head_elements
 from pagoda.kernels.cpu.attention import CpuBackend
 from pagoda.kernels.reference.attention import ReferenceBackend
@@ -55,9 +56,9 @@ class Shape:
     def cache(
         self, backend: CpuBackend | ReferenceBackend, num_blocks: int, block_size: int, dtype: torch.dtype
     ) -> Cache:
-        """In which every slot holds something."""
-        sizes = num_blocks, block_size, self.kv_heads, head_elements(self.head_dim, dtype)
-        k_cache, v_cache = torch.empty(sizes, dtype=dtype), torch.empty(sizes, dtype=dtype)
+        """Of one layer, allocated as the executor does, in which every slot holds something."""
+        layout = KvLayout(num_blocks, block_size, 1, self.kv_heads, self.head_dim, dtype)
+        ((k_cache, v_cache),) = split_layers(allocate(layout, torch.device("cpu")))
         num_tokens = num_blocks * block_size
         batch, _ = lay_out([(num_tokens, num_tokens)], block_size, shuffled=False)
         k, v = self.random(num_tokens, self.kv_heads), self.random(num_tokens, self.kv_heads)

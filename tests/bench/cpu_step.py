@@ -30,6 +30,7 @@ import torch
 from report import circumstances, table
 from torch import Tensor
 
+from pagoda.executor.kv_cache import KvLayout, allocate, split_layers
 from pagoda.executor.loader import Model, load_model
 from pagoda.executor.models.decoder import Decoder, KvLayer
 from pagoda.kernels.attention import AttentionBatch
@@ -155,11 +156,9 @@ def pass_of(linears: Sequence[Linear], inputs: Sequence[Tensor]) -> None:
 @torch.inference_mode()
 def measure(name: str, step: Step, model: Model, onednn: Sequence[Linear], repeats: int) -> list[str]:
     config = model.decoder.config
-    shape = (step.num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
-    kv = [
-        (torch.zeros(shape, dtype=model.decoder.dtype), torch.zeros(shape, dtype=model.decoder.dtype))
-        for _ in config.layers
-    ]
+    num_layers, dtype = len(config.layers), model.decoder.dtype
+    layout = KvLayout(step.num_blocks, BLOCK_SIZE, num_layers, config.num_kv_heads, config.head_dim, dtype)
+    kv = split_layers(allocate(layout, torch.device("cpu")).zero_())
     native = native_linears(model)
     num_tokens, num_sampled = len(step.token_ids), len(step.sampled)
     by_width = {each.in_features: torch.randn(num_tokens, each.in_features).bfloat16() for each in native}
