@@ -35,7 +35,7 @@ def sampling(num_rows: int, top_k: int) -> SamplingTensors:
 def measure(name: str, head: CpuHead, num_rows: int, top_k: int, repeats: int, other: Tensor) -> list[str]:
     x, rows = torch.randn(num_rows, head.in_features).bfloat16(), sampling(num_rows, top_k)
 
-    def milliseconds(run: Callable[[], Tensor]) -> float:
+    def milliseconds(run: Callable[[], object]) -> float:
         other.add_(1)
         started = time.perf_counter()
         run()
@@ -45,7 +45,8 @@ def measure(name: str, head: CpuHead, num_rows: int, top_k: int, repeats: int, o
     for _ in range(repeats):
         every.append(milliseconds(lambda: head(x)))
         few.append(milliseconds(lambda: head.shortlist(x, rows)))
-    groups = (~head.shortlist(x, rows).isneginf()).sum() / 32 / num_rows
+    shortlist = head.shortlist(x, rows)
+    groups = float("nan") if shortlist is None else (~shortlist.logits.isneginf()).sum() / 32 / num_rows
     ratio = statistics.median(a / b for a, b in zip(every, few, strict=True))
     medians = (statistics.median(every), statistics.median(few), ratio)
     return [name, str(num_rows), *(f"{value:.2f}" for value in medians), f"{groups:.1f}"]

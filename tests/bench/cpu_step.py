@@ -87,7 +87,9 @@ class Step:
         plan: Any = model.kernels.attention.plan(self.batch, BLOCK_SIZE)
         if watch:
             plan = watch.around(plan, "attention", "store", "attend")
-        decoder.logits(decoder.forward(self.token_ids, self.positions, kv, plan, self.sampled), rows)
+        hidden = decoder.forward(self.token_ids, self.positions, kv, plan, self.sampled)
+        if rows is None or decoder.shortlist(hidden, rows) is None:
+            decoder.logits(hidden)
 
     def greedy(self) -> SamplingTensors:
         zeros = torch.zeros(len(self.sampled))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -29,6 +29,16 @@ class SamplingTensors:
 
     position: Tensor
     """int64; index of the token to sample in its sequence."""
+
+
+class Shortlist(NamedTuple):
+    """The tokens that m rows can draw, and perhaps others; -inf and 0 where a row has fewer than another one."""
+
+    logits: Tensor
+    """[m, w] float32."""
+
+    token_ids: Tensor
+    """[m, w] int64; ascending in a row."""
 
 
 class SampleTokens(Protocol):

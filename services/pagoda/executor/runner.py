@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pagoda.executor.batch import Batch, StepInputs
+from pagoda.executor.batch import Batch, SamplingRows, StepInputs
 from pagoda.executor.block_copies import BlockCopier
 from pagoda.executor.config import ExecutorOptions
 from pagoda.executor.core_share import CoreShare
@@ -38,6 +38,7 @@ from pagoda.executor.kv_cache import (
 from pagoda.executor.loader import Model, load_model
 from pagoda.executor.machine import available_bytes, usable_cores
 from pagoda.executor.pending import Done, Pending
+from pagoda.executor.plan_arrays import Int64
 from pagoda.executor.sampler import sample, to_tensors
 from pagoda.executor.transfer.shared_memory import SharedMemory
 from pagoda.kernels.attention import AttentionBackend, AttentionBatch, HostLengths
@@ -144,12 +145,19 @@ class Runner:
             with self.cores.step(len(inputs.token_ids), len(rows)) if self.cores else nullcontext():
                 hidden = self.forward(inputs, inputs.sample_tokens)
                 if len(rows):
-                    sampling = self._batch.sampling(rows)
-                    tokens = sample(self.model.decoder.logits(hidden, to_tensors(sampling)), sampling)
+                    tokens = self._draw(hidden, self._batch.sampling(rows))
                     self._batch.append(rows, tokens)
                     result.rows, result.token_ids = pack_u32(rows), pack_u32(tokens)
         result.forward_ns = time.perf_counter_ns() - started_ns
         return Done(result)
+
+    def _draw(self, hidden: Tensor, rows: SamplingRows) -> Int64:
+        decoder = self.model.decoder
+        if (shortlist := decoder.shortlist(hidden, to_tensors(rows))) is None:
+            return sample(decoder.logits(hidden), rows)
+        places = torch.from_numpy(sample(shortlist.logits, rows))
+        tokens: Int64 = shortlist.token_ids.gather(1, places[:, None])[:, 0].numpy()
+        return tokens
 
     def _launch_on_device(
         self, steps: DeviceSteps, plan: step_pb2.StepPlan, inputs: StepInputs | None, started_ns: int

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pagoda.kernels.cpu import head as module
 from pagoda.kernels.cpu.head import CpuHead
 from pagoda.kernels.cpu.library import LEVELS, best_level, library
 from pagoda.kernels.cpu.sampling import CpuSampler
@@ -58,9 +59,12 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def left_out(logits: Tensor) -> float:
-    """The share of logits that are left out."""
-    return float(logits.isneginf().float().mean())
+def draw_from(head: CpuHead, x: Tensor, rows: SamplingTensors, level: str | None = None) -> list[int]:
+    """As the executor does."""
+    if (shortlist := head.shortlist(x, rows)) is None:
+        return draw(head(x), rows, level)
+    indices = torch.tensor(draw(shortlist.logits, rows, level))
+    return shortlist.token_ids.gather(1, indices[:, None])[:, 0].tolist()
 
 
 @pytest.mark.parametrize("level", RUNNABLE)
@@ -69,12 +73,15 @@ def left_out(logits: Tensor) -> float:
 def test_a_few_logits_are_enough(level: str, dtype: torch.dtype, tokens: int) -> None:
     head = make_head(normal(0, tokens, 96).to(dtype), level)
     x = normal(1, len(FEW), 96).to(dtype)
-    rows = sampling(FEW)
-    logits, exact = head.shortlist(x, rows), head(x)
+    rows, exact = sampling(FEW), head(x)
+    shortlist = head.shortlist(x, rows)
+    assert shortlist
+    logits, token_ids = shortlist
     listed = ~logits.isneginf()
-    assert torch.equal(logits[listed], exact[listed])
-    assert left_out(logits) > 0.5
-    assert draw(logits, rows, level) == draw(exact, rows, level)
+    assert torch.equal(logits[listed], exact.gather(1, token_ids)[listed])
+    assert len(FEW) <= listed.sum() < tokens
+    assert (token_ids.diff() > 0)[listed[:, 1:]].all()
+    assert draw_from(head, x, rows, level) == draw(exact, rows, level)
 
 
 @settings(max_examples=200)
@@ -103,16 +110,16 @@ def test_the_same_token_is_drawn(
     x = normal(seed + 3, len(parameters), in_features)
     x[:, 0] *= outlier
     head, rows = make_head(weight.to(dtype)), sampling(parameters, seed)
-    assert draw(head.shortlist(x.to(dtype), rows), rows) == draw(head(x.to(dtype)), rows)
+    assert draw_from(head, x.to(dtype), rows) == draw(head(x.to(dtype)), rows)
 
 
 def test_without_its_errors_it_would_draw_others() -> None:
     head, x, rows = make_head(normal(0, 32768, 64)), normal(1, 200, 64), sampling([GREEDY])
     exact = [draw(head(row[None]), rows) for row in x]
-    assert [draw(head.shortlist(row[None], rows), rows) for row in x] == exact
+    assert [draw_from(head, row[None], rows) for row in x] == exact
     head._errors.zero_()
     head._panel_errors.zero_()
-    assert [draw(head.shortlist(row[None], rows), rows) for row in x] != exact
+    assert [draw_from(head, row[None], rows) for row in x] != exact
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
@@ -121,31 +128,35 @@ def test_what_is_no_number_is_found(value: float, where: str) -> None:
     weight, x = normal(0, 4096, 64), normal(1, 2, 64)
     (weight if where == "weight" else x)[1, 5] = value
     head, rows = make_head(weight), sampling([GREEDY, (0.7, 1.0, 5, 0.0)])
-    assert draw(head.shortlist(x, rows), rows) == draw(head(x), rows)
+    assert draw_from(head, x, rows) == draw(head(x), rows)
 
 
-def test_rows_that_may_draw_any_token_get_all_logits() -> None:
-    head, x = make_head(normal(0, 4096, 64)), normal(1, 2, 64)
-    assert torch.equal(head.shortlist(x, sampling([GREEDY, ALL])), head(x))
+def test_there_is_no_list_for_rows_that_may_draw_any_token() -> None:
+    head, x = make_head(normal(0, 32768, 64)), normal(1, 2, 64)
+    assert head.shortlist(x, sampling([GREEDY, GREEDY]))
+    assert head.shortlist(x, sampling([GREEDY, ALL])) is None
 
 
-def test_a_token_does_not_depend_on_the_other_rows() -> None:
-    head = make_head(normal(0, 16384, 128).bfloat16())
+@pytest.mark.parametrize("rows_at_a_time", [5, 100])
+def test_a_token_does_not_depend_on_the_other_rows(rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 4 * 65536 * rows_at_a_time)
+    head = make_head(normal(0, 65536, 128).bfloat16())
     x, parameters = normal(1, 24, 128).bfloat16(), [FEW[i % len(FEW)] for i in range(24)]
     rows = sampling(parameters)
-    together = draw(head.shortlist(x, rows), rows)
+    assert head.shortlist(x, rows)
+    together = draw_from(head, x, rows)
     for i in range(24):
         alone = SamplingTensors(*(getattr(rows, name)[i : i + 1] for name in rows.__dataclass_fields__))
-        assert draw(head.shortlist(x[i : i + 1], alone), alone) == [together[i]]
+        assert draw_from(head, x[i : i + 1], alone) == [together[i]]
 
 
 def test_where_lists_are_long_it_is_tried_less_often() -> None:
     head, x = make_head(normal(0, 8192, 64)), normal(1, 1, 64)
-    flat, rows = torch.zeros(1, 64), sampling([GREEDY])
-    assert left_out(head.shortlist(x, rows)) > 0.5
-    assert left_out(head.shortlist(flat, rows)) == 0  # all are equal: it computes everything
-    assert left_out(head.shortlist(x, rows)) > 0.5  # tried again
+    flat, rows = torch.zeros(1, 64), sampling([GREEDY])  # all tokens of `flat` are equal
+    assert head.shortlist(x, rows)
+    assert head.shortlist(flat, rows) is None
+    assert head.shortlist(x, rows)
     for pause in (0, 1, 3, 7):
-        assert left_out(head.shortlist(flat, rows)) == 0
-        for _ in range(pause):
-            assert left_out(head.shortlist(x, rows)) == 0
+        assert head.shortlist(flat, rows) is None
+        assert not any(head.shortlist(x, rows) for _ in range(pause))
+    assert head.shortlist(flat, rows) is None

@@ -21,7 +21,7 @@ from pagoda.executor.models.rope import rope_table
 from pagoda.kernels.attention import AttentionPlan
 from pagoda.kernels.elementwise import Elementwise, HeadNorm, Rope
 from pagoda.kernels.reference.elementwise import ReferenceElementwise
-from pagoda.kernels.sampling import SamplingTensors
+from pagoda.kernels.sampling import SamplingTensors, Shortlist
 
 KvLayer = tuple[Tensor, Tensor]
 """A layer's k_cache and v_cache, each [num_blocks, block_size, K, head_elements]."""
@@ -200,18 +200,20 @@ class Decoder:
             self._made_layers = kv, self._make_layers(self.config, self.weights, self._rope_indices, kv)
         return self._made_layers[1]
 
-    def logits(self, hidden: Tensor, rows: SamplingTensors | None = None) -> Tensor:
-        """hidden: [n, C] rows of `forward`'s result
-        rows: how they are going to be sampled; then a logit may be -inf where the token cannot be drawn
-
-        Returns [n, vocab_size] float32.
-        """
-        head, cap = self.weights.head, self.config.logit_soft_cap
-        # A cap makes different logits equal, and a shortlist knows of those before it.
-        if rows is not None and cap is None and self._ranks.size == 1 and isinstance(head, ShortlistingHead):
-            return head.shortlist(hidden, rows)
-        logits = self._ranks.all_gather(head(hidden).float())
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [n, C] rows of `forward`'s result; returns [n, vocab_size] float32."""
+        logits = self._ranks.all_gather(self.weights.head(hidden).float())
+        cap = self.config.logit_soft_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def shortlist(self, hidden: Tensor, rows: SamplingTensors) -> Shortlist | None:
+        """The tokens that can be drawn, with their `logits`, if hidden [n, C] is sampled as `rows` say. None where the
+        head computes all logits as soon."""
+        head = self.weights.head
+        # A cap makes different logits equal, and a shortlist knows of those before it.
+        if self.config.logit_soft_cap is None and self._ranks.size == 1 and isinstance(head, ShortlistingHead):
+            return head.shortlist(hidden, rows)
+        return None
 
 
 class _Layer:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch.nn.functional as F
 from torch import Tensor
 
-from pagoda.kernels.sampling import SamplingTensors
+from pagoda.kernels.sampling import SamplingTensors, Shortlist
 
 
 class Linear(Protocol):
@@ -27,11 +27,8 @@ class Linear(Protocol):
 class ShortlistingHead(Linear, Protocol):
     """From hidden states to logits; can leave out those that do not matter."""
 
-    def shortlist(self, x: Tensor, rows: SamplingTensors) -> Tensor:
-        """x: [n, in_features]; rows: how each is going to be sampled
-
-        Returns [n, out_features], -inf for tokens that cannot be drawn.
-        """
+    def shortlist(self, x: Tensor, rows: SamplingTensors) -> Shortlist | None:
+        """x: [n, in_features]; rows: how each is going to be sampled. None: any token may be drawn, or too many."""
         ...
 
 

@@ -1,4 +1,4 @@
-// Logits of those tokens that a row may draw; the others are minus infinity.
+// Logits of those tokens that a row may draw.
 //
 // Weights in 8 bits are read in half the time of those in 16, and tell every logit up to an error that is bounded: with
 // w' and x' for what w and x are rounded to, |w x - w' x'| <= |w - w'| |x| + |w'| |x - x'| (Cauchy and Schwarz). The
@@ -68,32 +68,40 @@ bool has_few(const Rows& rows, int64_t row, int64_t panels) {
     return (0 < rows.top_k[row] && rows.top_k[row] <= panels / 8) || rows.min_p[row] > 1e-4f;
 }
 
-// One row of logits [tokens]: approximate ones, which become those that the row may draw.
+// One row of logits [tokens], approximate ones at first.
 class Row {
    public:
-    // budget: how many panels all rows may still compute.
-    Row(const Head& head, const Rows& rows, int64_t row, float* logits, std::atomic<int64_t>& budget,
+    // listed: [panels]; budget: how many panels all rows may still compute.
+    Row(const Head& head, const Rows& rows, int64_t row, float* logits, int32_t* listed, std::atomic<int64_t>& budget,
         Workspace& workspace)
-        : head_(head), rows_(rows), row_(row), logits_(logits), budget_(budget) {
-        maxima_ = (float*)workspace.words(3 * head.panels);
+        : head_(head), rows_(rows), row_(row), logits_(logits), listed_(listed), budget_(budget) {
+        maxima_ = (float*)workspace.words(2 * head.panels);
         scratch_ = maxima_ + head.panels;
-        listed_ = (int32_t*)scratch_ + head.panels;
     }
 
-    // False, with leftovers in the logits: more panels are needed than there may be.
-    bool shorten() {
+    // Lists the panels that the row may draw from, ascending, and makes their logits exact. Returns how many; 0: more
+    // than there may be.
+    int64_t shorten() {
         const int64_t first = row_ * rows_.x_stride;
         x_ = rows_.is_bf16 ? error_of((const bf16*)rows_.x + first, head_.in_features)
                            : error_of((const float*)rows_.x + first, head_.in_features);
-        if (!std::isfinite(x_.size) || !std::isfinite(x_.rounding)) return false;
+        if (!std::isfinite(x_.size) || !std::isfinite(x_.rounding)) return 0;
         const bool is_greedy = !(rows_.temperature[row_] > 0);
         const int32_t top_k = rows_.top_k[row_];
         const int64_t num_best = !is_greedy && 0 < top_k && top_k <= head_.panels / 8 ? top_k : 1;
-        if (!find_maxima()) return false;
+        if (!find_maxima()) return 0;
         list_best(num_best);
-        if (!compute(num_best)) return false;
+        if (!compute(0, num_best)) return 0;
         const float threshold = threshold_above(num_best, is_greedy);
-        return std::isfinite(threshold) && compute(list_from(threshold));
+        if (!std::isfinite(threshold)) return 0;
+        const int64_t count = list_from(threshold, num_best);
+        if (!compute(num_best, count)) return 0;
+        std::sort(listed_, listed_ + count);
+        // What is drawn from others is for those to say who see all of them.
+        const auto are_numbers = [&](int32_t panel) {
+            return std::all_of(begin(panel), end(panel), [](float x) { return std::isfinite(x); });
+        };
+        return std::all_of(listed_, listed_ + count, are_numbers) ? count : 0;
     }
 
    private:
@@ -122,15 +130,15 @@ class Row {
                          [&](int32_t a, int32_t b) { return maxima_[a] > maxima_[b]; });
     }
 
-    // The listed panels, exactly; their maxima become infinite. False: there are too many.
-    bool compute(int64_t count) {
-        if (budget_.fetch_sub(count, std::memory_order_relaxed) < count) return false;
-        const int32_t counts[] = {int32_t(count)};
+    // The listed panels from `first` to `last`, exactly; their maxima become infinite. False: there are too many.
+    bool compute(int64_t first, int64_t last) {
+        if (budget_.fetch_sub(last - first, std::memory_order_relaxed) < last - first) return false;
+        const int32_t counts[] = {int32_t(last - first)};
         const void* const x = (const char*)rows_.x + row_ * rows_.x_stride * (rows_.is_bf16 ? 2 : 4);
         const auto listed = rows_.is_bf16 ? pagoda_linear_bfloat16_listed : pagoda_linear_float32_listed;
-        listed(x, 0, rows_.is_bf16, 1, head_.dense, head_.tokens, head_.in_features, logits_, false, listed_, 0, counts,
-               1);
-        for (int64_t i = 0; i < count; i++) maxima_[listed_[i]] = INFINITY;
+        listed(x, 0, rows_.is_bf16, 1, head_.dense, head_.tokens, head_.in_features, logits_, false, listed_ + first, 0,
+               counts, 1);
+        for (int64_t i = first; i < last; i++) maxima_[listed_[i]] = INFINITY;
         return true;
     }
 
@@ -147,17 +155,10 @@ class Row {
         return threshold - 1e-4f * temperature;
     }
 
-    // Lists the panels that may reach the threshold and empties the others; returns how many. Those that are computed
-    // already stay as they are.
-    int64_t list_from(float threshold) {
-        int64_t count = 0;
-        for (int64_t panel = 0; panel < head_.panels; panel++) {
-            if (maxima_[panel] == INFINITY) continue;
-            if (is_below(threshold, panel))
-                std::fill(begin(panel), end(panel), -INFINITY);
-            else
-                listed_[count++] = int32_t(panel);
-        }
+    // Lists the panels that may reach the threshold behind the `count` that are computed already; returns how many now.
+    int64_t list_from(float threshold, int64_t count) {
+        for (int64_t panel = 0; panel < head_.panels; panel++)
+            if (maxima_[panel] != INFINITY && !is_below(threshold, panel)) listed_[count++] = int32_t(panel);
         return count;
     }
 
@@ -176,10 +177,10 @@ class Row {
     const Rows& rows_;
     const int64_t row_;
     float* const logits_;
+    int32_t* const listed_;
     std::atomic<int64_t>& budget_;
     Error x_;
     float *maxima_, *scratch_;  // [panels]
-    int32_t* listed_;           // [panels]
 };
 
 template <typename T>
@@ -206,15 +207,17 @@ PAGODA_EXPORT void pagoda_shortlist_errors(const void* weight, int32_t is_bf16, 
         pagoda::measure((const float*)weight, tokens, in_features, rounding, size, num_threads);
 }
 
-// Logits [rows, tokens] of x [rows, in_features] that are needed for the sampling parameters [rows]; minus infinity
-// elsewhere. Returns 0, with leftovers in `logits`, where too many are needed for this to be of use.
+// Makes logits [rows, tokens] of x [rows, in_features] exact where the sampling parameters [rows] need them, and leaves
+// approximate ones elsewhere. listed [rows, panels], counts [rows]: the panels that are exact, ascending. Returns the
+// most of a row; 0, with leftovers everywhere, where too many are needed for this to be of use.
 //
 // int8, dense: panels of the same weights; dense ones of x's type
-PAGODA_EXPORT int32_t pagoda_shortlist(const void* x, int64_t x_stride, int32_t is_bf16, int64_t num_rows,
+PAGODA_EXPORT int64_t pagoda_shortlist(const void* x, int64_t x_stride, int32_t is_bf16, int64_t num_rows,
                                        const void* int8, const void* dense, int64_t tokens, int64_t in_features,
                                        const float* rounding, const float* size, const float* panel_rounding,
                                        const float* panel_size, const float* temperature, const int32_t* top_k,
-                                       const float* min_p, float* logits, int32_t num_threads) {
+                                       const float* min_p, float* logits, int32_t* listed, int32_t* counts,
+                                       int32_t num_threads) {
     using namespace pagoda;
     const Rows rows = {x, x_stride, bool(is_bf16), temperature, top_k, min_p};
     const Head head = {int8,     dense, tokens,         in_features, ceil_div(tokens, kPanel),
@@ -224,11 +227,28 @@ PAGODA_EXPORT int32_t pagoda_shortlist(const void* x, int64_t x_stride, int32_t 
     pagoda_linear_int8(x, x_stride, is_bf16, num_rows, int8, tokens, in_features, logits, false, num_threads);
     // A panel of one row takes as long as one of sixteen in the whole product, where it is read once for all rows.
     std::atomic<int64_t> budget(head.panels * (16 + num_rows) / 64);
-    bool are_short = true;
-#pragma omp parallel for schedule(dynamic) num_threads(num_threads) reduction(&& : are_short)
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads)
     for (int64_t row = 0; row < num_rows; row++) {
         static thread_local Workspace workspace;
-        are_short = Row(head, rows, row, logits + row * tokens, budget, workspace).shorten() && are_short;
+        counts[row] = int32_t(
+            Row(head, rows, row, logits + row * tokens, listed + row * head.panels, budget, workspace).shorten());
     }
-    return are_short;
+    const auto [least, most] = std::minmax_element(counts, counts + num_rows);
+    return *least ? *most : 0;
+}
+
+// The exact logits of pagoda_shortlist side by side, and whose they are: both [rows, width * 32], where a row has fewer
+// minus infinity and 0.
+PAGODA_EXPORT void pagoda_shortlist_gather(const float* logits, int64_t num_rows, int64_t tokens, const int32_t* listed,
+                                           const int32_t* counts, int64_t width, float* gathered, int64_t* token_ids) {
+    using namespace pagoda;
+    const int64_t panels = ceil_div(tokens, kPanel);
+    for (int64_t row = 0; row < num_rows; row++) {
+        for (int64_t i = 0; i < width * kPanel; i++) {
+            const int64_t place = i / kPanel;
+            const int64_t token = place < counts[row] ? listed[row * panels + place] * kPanel + i % kPanel : tokens;
+            *gathered++ = token < tokens ? logits[row * tokens + token] : -INFINITY;
+            *token_ids++ = token < tokens ? token : 0;
+        }
+    }
 }
