@@ -37,12 +37,13 @@ from pagoda.executor.kv_cache import (
 )
 from pagoda.executor.loader import Model, load_model
 from pagoda.executor.machine import available_bytes, usable_cores
+from pagoda.executor.pages_ahead import PagesAhead
 from pagoda.executor.pending import Done, Pending
 from pagoda.executor.plan_arrays import Int64
 from pagoda.executor.sampler import sample, to_tensors
 from pagoda.executor.transfer.shared_memory import SharedMemory
 from pagoda.kernels.attention import AttentionBackend, AttentionBatch, HostLengths
-from pagoda.rpc.arrays import pack_u32
+from pagoda.rpc.arrays import pack_u32, unpack_u32
 from pagoda.v1 import step_pb2
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Runner:
         """Where the cache is, if others may read it."""
         self.cache = cache = allocate(layout, self._device, self.shared_memory)
         """See `allocate`; the blocks are the entries of its third axis."""
+        self._pages = PagesAhead(cache) if self._device.type == "cpu" else None
         self._kv = split_layers(cache)
         self._clock = Clock()
         self._device_steps: DeviceSteps | None = None
@@ -136,6 +138,8 @@ class Runner:
         started_ns = time.perf_counter_ns()
         inputs = self._batch.apply(plan)
         self._copier.apply(plan)
+        if self._pages:
+            self._pages.use(self._last_block(plan, inputs))
         self.steps += 1
         if self._device_steps:
             return self._launch_on_device(self._device_steps, plan, inputs, started_ns)
@@ -150,6 +154,13 @@ class Runner:
                     result.rows, result.token_ids = pack_u32(rows), pack_u32(tokens)
         result.forward_ns = time.perf_counter_ns() - started_ns
         return Done(result)
+
+    def _last_block(self, plan: step_pb2.StepPlan, inputs: StepInputs | None) -> int:
+        """Of those that will be written to."""
+        last_blocks = [int(unpack_u32(grant.block_ids).max(initial=0)) for grant in plan.grants]
+        if inputs is not None:
+            last_blocks.append(int(inputs.slot_mapping.max()) // self.layout.block_size)
+        return max(last_blocks, default=0)
 
     def _draw(self, hidden: Tensor, rows: SamplingRows) -> Int64:
         decoder = self.model.decoder
