@@ -12,12 +12,15 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 
 from torch import Tensor
 
 _HUGE_PAGE = 2 << 20
 # Linux 5.14; older ones refuse it, and steps make their pages.
 _MADV_POPULATE_WRITE = 23
+# Between two parts, as a multiple of what the first took.
+_REST = 4
 
 
 class PagesAhead:
@@ -54,5 +57,8 @@ class PagesAhead:
             # Whole pages: what the ends of them hold is not touched.
             start = (part + first * self._part_bytes) // page * page
             end = min(-(-(part + last * self._part_bytes) // page) * page, num_bytes)
+            began = time.perf_counter()
             if madvise(begin + start, end - start, _MADV_POPULATE_WRITE):
                 return
+            # Steps wait for the processor that this takes from one of their threads.
+            time.sleep(_REST * (time.perf_counter() - began))
