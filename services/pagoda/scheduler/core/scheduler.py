@@ -37,8 +37,9 @@ from pagoda.scheduler.core.request import End, FinishReason, Request, RequestKey
 from pagoda.scheduler.core.spec import ExecutorRole, LaneSpec, ModelSpec
 from pagoda.scheduler.core.validation import check_fits, check_parameters
 
-# A request that was running on this many executors when they died, and got no further, may be what killed them.
-MAX_LANES_LOST = 3
+# A request that was running on this many executors when they died, and got no further, may be what killed them. Where
+# executors are killed at random, one in ten thousand has been on three of them.
+MAX_LANES_LOST = 5
 
 # Steps that may be made before `settle` is called; then the next step calls it itself.
 MOST_UNSETTLED_STEPS = 4

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pagoda.errors import Code
 from pagoda.rpc.channel import open_channel
 from pagoda.rpc.status import from_rpc_error
+from pagoda.scheduler.core.scheduler import MAX_LANES_LOST
 from pagoda.scheduler.core.simulated import expected_tokens
 from pagoda.v1 import common_pb2, scheduler_pb2
 
@@ -246,7 +247,7 @@ async def test_an_executor_that_says_goodbye_is_nobodys_fault(service: Any, requ
 async def test_a_request_that_kills_executors_is_given_up(service: Any, request_of: Any) -> None:
     tokenizer = await service.tokenizer()
     await tokenizer.send(request_of(1, PROMPT, max_tokens=50))
-    for number in range(3):
+    for number in range(MAX_LANES_LOST):
         executor = await service.executor(f"executor-{number}", pause_at=1)
         await service.until(lambda: executor.plans)  # noqa: B023
         await executor.stop()
