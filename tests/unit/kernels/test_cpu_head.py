@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,19 +14,13 @@ from pagoda.kernels.cpu.library import LEVELS, best_level, library
 from pagoda.kernels.cpu.sampling import CpuSampler
 from pagoda.kernels.sampling import SamplingTensors
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 RUNNABLE = list(LEVELS)[list(LEVELS).index(best_level()) :]
 # temperature, top_p, top_k, min_p
 GREEDY = (0.0, 1.0, 0, 0.0)
 FEW = [GREEDY, (1.0, 1.0, 1, 0.0), (0.7, 0.8, 20, 0.0), (1.0, 1.0, 0, 0.2), (2.0, 0.9, 7, 0.05), (1e-3, 1.0, 3, 0.0)]
 ALL = (1.0, 0.9, 0, 0.0)
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_head(weight: Tensor, level: str | None = None) -> CpuHead:

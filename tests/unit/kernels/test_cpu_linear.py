@@ -11,14 +11,11 @@ from torch import Tensor
 from pagoda.kernels.cpu.library import LEVELS, best_level, library
 from pagoda.kernels.cpu.linear import CpuLinear, Storage
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 STORAGES: list[Storage] = ["float32", "bfloat16", "int8", "int4"]
 # Every level below the best one runs on this machine too.
 RUNNABLE = list(LEVELS)[list(LEVELS).index(best_level()) :]
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 def packed(weight: Tensor, bias: Tensor | None = None, *, level: str | None = None, **options: object) -> CpuLinear:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,8 @@ from pagoda.kernels.cpu.sampling import CpuSampler
 sys.path.insert(0, str(Path(__file__).parent))
 from triton_cases import plausible_tokens, random_parameters, sampling_tensors
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 Parameters = dict[str, NDArray[np.generic]]
 
 OFF = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -34,14 +35,6 @@ def native(request: pytest.FixtureRequest) -> CpuSampler:
     loaded = library(request.param)
     assert loaded, "a C++ compiler is needed"
     return CpuSampler(loaded)
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(native: CpuSampler, logits: Tensor, parameters: Parameters) -> list[int]:

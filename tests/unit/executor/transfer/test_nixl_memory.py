@@ -254,19 +254,24 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, sent: torch.Tensor
         make_transfers(runner, "tcp://127.0.0.1:*", only="nixl", encrypted=False)
 
 
+def real_source(address: pb.NixlMemory) -> NixlSource:
+    assert NIXL
+    return NixlSource(
+        NIXL.agent(),
+        address,
+        block_memory(empty_cache(), 2),
+        num_blocks=NUM_BLOCKS,
+        num_slots=2,
+        piece_bytes=8 * BLOCK_BYTES,
+    )
+
+
 @pytest.mark.skipif(NIXL is None, reason="NIXL is not installed")
 class TestRealAgents:
     def test_one_reads_from_the_other(self, sent: torch.Tensor) -> None:
         assert NIXL
         memory = NixlMemory(NIXL.agent(), sent)
-        source = NixlSource(
-            NIXL.agent(),
-            memory.address(),
-            block_memory(empty_cache(), 2),
-            num_blocks=NUM_BLOCKS,
-            num_slots=2,
-            piece_bytes=8 * BLOCK_BYTES,
-        )
+        source = real_source(memory.address())
         for block_ids in ([1, 2, 3, 9, 8], [40, 47, 0]):
             source.begin(np.array(block_ids))
             while (blocks := source.take()) is None:
@@ -278,28 +283,14 @@ class TestRealAgents:
     def test_metadata_that_is_none(self) -> None:
         assert NIXL
         with pytest.raises(OSError, match="NIXL cannot reach it"):
-            NixlSource(
-                NIXL.agent(),
-                pb.NixlMemory(metadata=b"nothing", address=4096),
-                block_memory(empty_cache(), 2),
-                num_blocks=NUM_BLOCKS,
-                num_slots=2,
-                piece_bytes=BLOCK_BYTES,
-            )
+            real_source(pb.NixlMemory(metadata=b"nothing", address=4096))
 
     def test_a_sender_that_does_not_answer(self, sent: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         """As one that is stopped: its agent is there, but does nothing."""
         assert NIXL
         monkeypatch.setattr(nixl_memory, "_READ_TIMEOUT_S", 0.2)
         memory = NixlMemory(NIXL.agent(), sent)
-        source = NixlSource(
-            NIXL.agent(),
-            memory.address(),
-            block_memory(empty_cache(), 2),
-            num_blocks=NUM_BLOCKS,
-            num_slots=2,
-            piece_bytes=BLOCK_BYTES,
-        )
+        source = real_source(memory.address())
         source.begin(np.array([1]))
         with pytest.raises(OSError, match="nothing came in"):
             poll(lambda: source.take() is not None, "it was read")
@@ -313,14 +304,7 @@ class TestRealAgents:
         assert NIXL
         monkeypatch.setenv("UCX_TLS", "tcp,self")
         memory = NixlMemory(NIXL.agent(), sent)
-        source = NixlSource(
-            NIXL.agent(),
-            memory.address(),
-            block_memory(empty_cache(), 2),
-            num_blocks=NUM_BLOCKS,
-            num_slots=2,
-            piece_bytes=BLOCK_BYTES,
-        )
+        source = real_source(memory.address())
 
         def read() -> bool:
             memory.advance()
