@@ -38,8 +38,8 @@ LONGEST_PAUSE_S = 1.5
 STREAM_TIMEOUT_S = 90.0
 RETRY_S = 0.2
 
-EVENTS = ("kill executor", "stop executor", "leave", "kill scheduler", "stop scheduler", "sever")
-WEIGHTS = (40, 20, 20, 5, 5, 10)
+EVENTS = ("kill executor", "stop executor", "leave", "kill scheduler", "end scheduler", "stop scheduler", "sever")
+WEIGHTS = (40, 20, 20, 5, 5, 5, 10)
 
 
 def make_requests() -> list[inference_pb2.GenerateRequest]:
@@ -160,9 +160,9 @@ class Chaos:
                 cell.signal(executor, signal.SIGTERM)
             case "stop executor":
                 await self._stop(executor, rng.choice([0.2, HEARTBEAT_TIMEOUT_S + 1]))
-            case "kill scheduler":
+            case "kill scheduler" | "end scheduler":
                 self.recoveries.note(await asyncio.to_thread(cell.state))
-                cell.signal("scheduler", signal.SIGKILL)
+                cell.signal("scheduler", signal.SIGKILL if event == "kill scheduler" else signal.SIGTERM)
             case "stop scheduler":
                 await self._stop("scheduler", rng.choice([0.2, HEARTBEAT_TIMEOUT_S + 1]))
             case "sever":
