@@ -1,5 +1,6 @@
 """Addresses of a receiver: how they are written, and which of them can be of use from here.
 
+    cuda://<host id>/<name of a socket>?session=<hex>&key=<hex>
     shm://<host id>/<name of a socket>?session=<hex>&key=<hex>
     nixl://<host>:<port>?session=<hex>&key=<hex>
     tcp://<host>:<port>?session=<hex>&key=<hex>
@@ -20,7 +21,9 @@ import zmq.utils.z85
 
 from pagoda.rpc.hosts import LOOPBACK, WILDCARDS
 
-SCHEMES = ("shm", "nixl", "tcp")
+SCHEMES = ("cuda", "shm", "nixl", "tcp")
+# Between processes of one host.
+_LOCAL = ("cuda", "shm")
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,17 @@ class Endpoint:
     @property
     def socket(self) -> str:
         """What ZeroMQ connects to."""
-        return f"ipc://@{self.address.partition('/')[2]}" if self.scheme == "shm" else f"tcp://{self.address}"
+        return f"ipc://@{self.address.partition('/')[2]}" if self.scheme in _LOCAL else f"tcp://{self.address}"
 
     @property
     def is_elsewhere(self) -> bool:
         """On another host, where it must be on this one."""
-        return self.scheme == "shm" and self.address.partition("/")[0] != host_id()
+        return self.scheme in _LOCAL and self.address.partition("/")[0] != host_id()
+
+    @property
+    def is_local(self) -> bool:
+        """On this host, if it can be reached at all."""
+        return self.scheme in _LOCAL or urlsplit(f"//{self.address}").hostname in LOOPBACK
 
     def __str__(self) -> str:
         key = f"&key={zmq.utils.z85.decode(self.curve_key).hex()}" if self.curve_key else ""
@@ -58,7 +66,7 @@ def parse_endpoint(text: str) -> Endpoint | None:
     query = parse_qs(parts.query)
     session, key = query.get("session", [""])[0], query.get("key", [""])[0]
     name = parts.path.removeprefix("/")
-    if not session or not parts.netloc or bool(name) != (parts.scheme == "shm"):
+    if not session or not parts.netloc or bool(name) != (parts.scheme in _LOCAL):
         raise ValueError(f"{text!r} is not an endpoint of a receiver")
     try:
         curve_key = zmq.utils.z85.encode(bytes.fromhex(key)) if key else None

@@ -15,6 +15,7 @@ KEY, _ = zmq.curve_keypair()
     ("scheme", "address", "socket"),
     [
         ("shm", "some-host/pagoda-kv-1-ab", "ipc://@pagoda-kv-1-ab"),
+        ("cuda", "some-host/pagoda-kv-1-ab", "ipc://@pagoda-kv-1-ab"),
         ("tcp", "10.0.0.1:4711", "tcp://10.0.0.1:4711"),
         ("nixl", "10.0.0.1:4711", "tcp://10.0.0.1:4711"),
         ("tcp", "[::1]:4711", "tcp://[::1]:4711"),
@@ -26,10 +27,17 @@ def test_what_is_written_is_read(scheme: str, address: str, socket: str, key: by
     assert endpoint.socket == socket
 
 
-def test_shared_memory_is_for_this_host() -> None:
-    here, there = f"shm://{host_id()}/name?session=1", "shm://elsewhere/name?session=1"
+def test_what_stays_on_this_host() -> None:
+    local = {"shm": "host/name", "cuda": "host/name", "tcp": "127.0.0.1:5", "nixl": "[::1]:5"}
+    assert all(Endpoint(scheme, address, "1", None).is_local for scheme, address in local.items())
+    assert not any(Endpoint("tcp", address, "1", None).is_local for address in ("10.0.0.1:5", "[fe80::1]:5"))
+
+
+@pytest.mark.parametrize("scheme", ["shm", "cuda"])
+def test_shared_memory_is_for_this_host(scheme: str) -> None:
+    here, there = f"{scheme}://{host_id()}/name?session=1", f"{scheme}://elsewhere/name?session=1"
     tcp, later = "tcp://10.0.0.1:5?session=1", "rdma://10.0.0.1?session=1"
-    assert [str(each) for each in usable([there, later, here, tcp], ["tcp", "shm"])] == [here, tcp]
+    assert [str(each) for each in usable([there, later, here, tcp], ["tcp", scheme])] == [here, tcp]
     assert [str(each) for each in usable([there, later, here, tcp], ["tcp"])] == [tcp]
 
 
@@ -40,6 +48,7 @@ def test_shared_memory_is_for_this_host() -> None:
         "tcp://?session=1",
         "tcp://h:1/path?session=1",
         "shm://host?session=1",
+        "cuda://host?session=1",
         "tcp://h:1?session=1&key=zz",
     ],
 )
