@@ -1,7 +1,8 @@
 """Tests that need a GPU: `make gpu-check`.
 
 Those of kernels need no Python packages but torch, triton, numpy and pytest; those of the runner need protobuf,
-safetensors and tqdm, too, and the canary what the scheduler needs.
+safetensors and tqdm, too, and the canary what the scheduler needs. Those of transfers need protobuf, and some of them
+pyzmq.
 """
 
 from __future__ import annotations

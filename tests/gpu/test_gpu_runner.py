@@ -6,12 +6,14 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runner_pair import CONFIG, NUM_ROWS, Pair, padded_plans, random_plans
 
 from pagoda.executor.config import ExecutorOptions
 from pagoda.executor.device.graph import CudaGraphs, EagerGraph
+from pagoda.executor.device.launched import Clock, Launched
 from pagoda.executor.device.steps import graph_sizes
 from pagoda.executor.runner import Runner, load_runner
 
@@ -47,6 +49,12 @@ def test_launching_waits_for_nothing(tmp_path: Path) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [each.finish().step for each in pending] == list(range(31, 61))
+
+
+def test_a_step_without_rows_ends_with_what_it_has_launched() -> None:
+    torch.cuda._sleep(100_000_000)
+    Launched(1, np.empty(0, np.int64), None, torch.device("cuda"), 0, Clock()).finish()
+    assert torch.cuda.current_stream().query()
 
 
 @pytest.mark.parametrize("enforce_eager", [False, True])

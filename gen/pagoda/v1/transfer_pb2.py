@@ -25,35 +25,37 @@ _sym_db = _symbol_database.Default()
 from pagoda.v1 import common_pb2 as pagoda_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pagoda/v1/transfer.proto\x12\tpagoda.v1\x1a\x16pagoda/v1/common.proto\"\x94\x01\n\x0fTransferRequest\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.pagoda.v1.TransferHelloH\x00\x12$\n\x04push\x18\x02 \x01(\x0b\x32\x14.pagoda.v1.BlockPushH\x00\x12%\n\x03\x62ye\x18\x03 \x01(\x0b\x32\x16.pagoda.v1.TransferByeH\x00\x42\t\n\x07message\"\xac\x01\n\x10TransferResponse\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.pagoda.v1.TransferWelcomeH\x00\x12-\n\x07refusal\x18\x02 \x01(\x0b\x32\x1a.pagoda.v1.TransferRefusalH\x00\x12/\n\x08receipts\x18\x03 \x01(\x0b\x32\x1b.pagoda.v1.TransferReceiptsH\x00\x42\t\n\x07message\"\xd2\x01\n\rTransferHello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12#\n\x06layout\x18\x02 \x01(\x0b\x32\x13.pagoda.v1.KvLayout\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bpiece_bytes\x18\x04 \x01(\x04\x12\x30\n\rshared_memory\x18\x05 \x01(\x0b\x32\x17.pagoda.v1.SharedMemoryH\x00\x12%\n\x04nixl\x18\x06 \x01(\x0b\x32\x15.pagoda.v1.NixlMemoryH\x00\x42\x08\n\x06source\"<\n\x0fTransferWelcome\x12\x11\n\tnum_slots\x18\x01 \x01(\r\x12\x16\n\x0eidle_timeout_s\x18\x02 \x01(\x01\"6\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"O\n\nNixlMemory\x12\x10\n\x08metadata\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06is_gpu\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\r\"\x8b\x01\n\tBlockPush\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12\x12\n\x05\x63rc32\x18\x05 \x01(\x07H\x00\x88\x01\x01\x12\x11\n\tblock_ids\x18\x06 \x01(\x0c\x42\x08\n\x06_crc32\"\r\n\x0bTransferBye\"O\n\x0fTransferRefusal\x12+\n\x07problem\x18\x01 \x01(\x0e\x32\x1a.pagoda.v1.TransferProblem\x12\x0f\n\x07message\x18\x02 \x01(\t\"O\n\x10TransferReceipts\x12\r\n\x05slots\x18\x01 \x03(\r\x12,\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x1a.pagoda.v1.TransferFailure\"S\n\x0fTransferFailure\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x04\x12+\n\x07problem\x18\x02 \x01(\x0e\x32\x1a.pagoda.v1.TransferProblem*\xc9\x01\n\x0fTransferProblem\x12 \n\x1cTRANSFER_PROBLEM_UNSPECIFIED\x10\x00\x12\x1c\n\x18TRANSFER_PROBLEM_REFUSED\x10\x01\x12\x1c\n\x18TRANSFER_PROBLEM_CORRUPT\x10\x02\x12\x1b\n\x17TRANSFER_PROBLEM_LAYOUT\x10\x03\x12\x19\n\x15TRANSFER_PROBLEM_FULL\x10\x04\x12 \n\x1cTRANSFER_PROBLEM_UNREACHABLE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pagoda/v1/transfer.proto\x12\tpagoda.v1\x1a\x16pagoda/v1/common.proto\"\x94\x01\n\x0fTransferRequest\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.pagoda.v1.TransferHelloH\x00\x12$\n\x04push\x18\x02 \x01(\x0b\x32\x14.pagoda.v1.BlockPushH\x00\x12%\n\x03\x62ye\x18\x03 \x01(\x0b\x32\x16.pagoda.v1.TransferByeH\x00\x42\t\n\x07message\"\xac\x01\n\x10TransferResponse\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.pagoda.v1.TransferWelcomeH\x00\x12-\n\x07refusal\x18\x02 \x01(\x0b\x32\x1a.pagoda.v1.TransferRefusalH\x00\x12/\n\x08receipts\x18\x03 \x01(\x0b\x32\x1b.pagoda.v1.TransferReceiptsH\x00\x42\t\n\x07message\"\x80\x02\n\rTransferHello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12#\n\x06layout\x18\x02 \x01(\x0b\x32\x13.pagoda.v1.KvLayout\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bpiece_bytes\x18\x04 \x01(\x04\x12\x30\n\rshared_memory\x18\x05 \x01(\x0b\x32\x17.pagoda.v1.SharedMemoryH\x00\x12%\n\x04nixl\x18\x06 \x01(\x0b\x32\x15.pagoda.v1.NixlMemoryH\x00\x12,\n\x0b\x63uda_memory\x18\x07 \x01(\x0b\x32\x15.pagoda.v1.CudaMemoryH\x00\x42\x08\n\x06source\"<\n\x0fTransferWelcome\x12\x11\n\tnum_slots\x18\x01 \x01(\r\x12\x16\n\x0eidle_timeout_s\x18\x02 \x01(\x01\"6\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"O\n\nNixlMemory\x12\x10\n\x08metadata\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06is_gpu\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\r\"T\n\nCudaMemory\x12\x13\n\x0b\x64\x65vice_uuid\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\"\x8b\x01\n\tBlockPush\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12\x12\n\x05\x63rc32\x18\x05 \x01(\x07H\x00\x88\x01\x01\x12\x11\n\tblock_ids\x18\x06 \x01(\x0c\x42\x08\n\x06_crc32\"\r\n\x0bTransferBye\"O\n\x0fTransferRefusal\x12+\n\x07problem\x18\x01 \x01(\x0e\x32\x1a.pagoda.v1.TransferProblem\x12\x0f\n\x07message\x18\x02 \x01(\t\"O\n\x10TransferReceipts\x12\r\n\x05slots\x18\x01 \x03(\r\x12,\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x1a.pagoda.v1.TransferFailure\"S\n\x0fTransferFailure\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x04\x12+\n\x07problem\x18\x02 \x01(\x0e\x32\x1a.pagoda.v1.TransferProblem*\xc9\x01\n\x0fTransferProblem\x12 \n\x1cTRANSFER_PROBLEM_UNSPECIFIED\x10\x00\x12\x1c\n\x18TRANSFER_PROBLEM_REFUSED\x10\x01\x12\x1c\n\x18TRANSFER_PROBLEM_CORRUPT\x10\x02\x12\x1b\n\x17TRANSFER_PROBLEM_LAYOUT\x10\x03\x12\x19\n\x15TRANSFER_PROBLEM_FULL\x10\x04\x12 \n\x1cTRANSFER_PROBLEM_UNREACHABLE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pagoda.v1.transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRANSFERPROBLEM']._serialized_start=1206
-  _globals['_TRANSFERPROBLEM']._serialized_end=1407
+  _globals['_TRANSFERPROBLEM']._serialized_start=1338
+  _globals['_TRANSFERPROBLEM']._serialized_end=1539
   _globals['_TRANSFERREQUEST']._serialized_start=64
   _globals['_TRANSFERREQUEST']._serialized_end=212
   _globals['_TRANSFERRESPONSE']._serialized_start=215
   _globals['_TRANSFERRESPONSE']._serialized_end=387
   _globals['_TRANSFERHELLO']._serialized_start=390
-  _globals['_TRANSFERHELLO']._serialized_end=600
-  _globals['_TRANSFERWELCOME']._serialized_start=602
-  _globals['_TRANSFERWELCOME']._serialized_end=662
-  _globals['_SHAREDMEMORY']._serialized_start=664
-  _globals['_SHAREDMEMORY']._serialized_end=718
-  _globals['_NIXLMEMORY']._serialized_start=720
-  _globals['_NIXLMEMORY']._serialized_end=799
-  _globals['_BLOCKPUSH']._serialized_start=802
-  _globals['_BLOCKPUSH']._serialized_end=941
-  _globals['_TRANSFERBYE']._serialized_start=943
-  _globals['_TRANSFERBYE']._serialized_end=956
-  _globals['_TRANSFERREFUSAL']._serialized_start=958
-  _globals['_TRANSFERREFUSAL']._serialized_end=1037
-  _globals['_TRANSFERRECEIPTS']._serialized_start=1039
-  _globals['_TRANSFERRECEIPTS']._serialized_end=1118
-  _globals['_TRANSFERFAILURE']._serialized_start=1120
-  _globals['_TRANSFERFAILURE']._serialized_end=1203
+  _globals['_TRANSFERHELLO']._serialized_end=646
+  _globals['_TRANSFERWELCOME']._serialized_start=648
+  _globals['_TRANSFERWELCOME']._serialized_end=708
+  _globals['_SHAREDMEMORY']._serialized_start=710
+  _globals['_SHAREDMEMORY']._serialized_end=764
+  _globals['_NIXLMEMORY']._serialized_start=766
+  _globals['_NIXLMEMORY']._serialized_end=845
+  _globals['_CUDAMEMORY']._serialized_start=847
+  _globals['_CUDAMEMORY']._serialized_end=931
+  _globals['_BLOCKPUSH']._serialized_start=934
+  _globals['_BLOCKPUSH']._serialized_end=1073
+  _globals['_TRANSFERBYE']._serialized_start=1075
+  _globals['_TRANSFERBYE']._serialized_end=1088
+  _globals['_TRANSFERREFUSAL']._serialized_start=1090
+  _globals['_TRANSFERREFUSAL']._serialized_end=1169
+  _globals['_TRANSFERRECEIPTS']._serialized_start=1171
+  _globals['_TRANSFERRECEIPTS']._serialized_end=1250
+  _globals['_TRANSFERFAILURE']._serialized_start=1252
+  _globals['_TRANSFERFAILURE']._serialized_end=1335
 # @@protoc_insertion_point(module_scope)

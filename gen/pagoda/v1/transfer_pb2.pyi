@@ -44,20 +44,22 @@ class TransferResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[TransferWelcome, _Mapping]] = ..., refusal: _Optional[_Union[TransferRefusal, _Mapping]] = ..., receipts: _Optional[_Union[TransferReceipts, _Mapping]] = ...) -> None: ...
 
 class TransferHello(_message.Message):
-    __slots__ = ("session", "layout", "block_bytes", "piece_bytes", "shared_memory", "nixl")
+    __slots__ = ("session", "layout", "block_bytes", "piece_bytes", "shared_memory", "nixl", "cuda_memory")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     PIECE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     NIXL_FIELD_NUMBER: _ClassVar[int]
+    CUDA_MEMORY_FIELD_NUMBER: _ClassVar[int]
     session: str
     layout: _common_pb2.KvLayout
     block_bytes: int
     piece_bytes: int
     shared_memory: SharedMemory
     nixl: NixlMemory
-    def __init__(self, session: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., block_bytes: _Optional[int] = ..., piece_bytes: _Optional[int] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., nixl: _Optional[_Union[NixlMemory, _Mapping]] = ...) -> None: ...
+    cuda_memory: CudaMemory
+    def __init__(self, session: _Optional[str] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., block_bytes: _Optional[int] = ..., piece_bytes: _Optional[int] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., nixl: _Optional[_Union[NixlMemory, _Mapping]] = ..., cuda_memory: _Optional[_Union[CudaMemory, _Mapping]] = ...) -> None: ...
 
 class TransferWelcome(_message.Message):
     __slots__ = ("num_slots", "idle_timeout_s")
@@ -88,6 +90,18 @@ class NixlMemory(_message.Message):
     is_gpu: bool
     device: int
     def __init__(self, metadata: _Optional[bytes] = ..., address: _Optional[int] = ..., is_gpu: bool = ..., device: _Optional[int] = ...) -> None: ...
+
+class CudaMemory(_message.Message):
+    __slots__ = ("device_uuid", "handle", "offset", "num_bytes")
+    DEVICE_UUID_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device_uuid: str
+    handle: bytes
+    offset: int
+    num_bytes: int
+    def __init__(self, device_uuid: _Optional[str] = ..., handle: _Optional[bytes] = ..., offset: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class BlockPush(_message.Message):
     __slots__ = ("transfer_id", "first_position", "num_blocks", "slot", "crc32", "block_ids")

@@ -83,9 +83,10 @@ class ExecutorOptions:
     cell_key_file: Path | None = option(None, "File with the key of the scheduler's cell, where it has one.")
     transfer: str = option(
         "auto",
-        "How other executors push KV blocks: on this host through shared memory and from others by TCP (auto), or only "
-        "one of the two; or through NIXL (pip install 'pagoda[nixl]'), which then all executors must have.",
-        choices=("auto", "shm", "tcp", "nixl"),
+        "How other executors push KV blocks: on this host from one GPU's memory to another's (CUDA IPC) or through "
+        "shared memory, and from others by TCP (auto); only on this host (shm), only between GPUs of it (cuda), only "
+        "by TCP; or through NIXL (pip install 'pagoda[nixl]'), which then all executors must have.",
+        choices=("auto", "shm", "cuda", "tcp", "nixl"),
     )
     transfer_endpoint: str = option(
         "tcp://127.0.0.1:*",

@@ -175,7 +175,7 @@ class Runner:
     ) -> Launched:
         rows = _NO_ROWS if inputs is None else inputs.sample_rows
         tokens = steps.launch(plan, inputs, self._batch.sampling(rows))
-        launched = Launched(plan.step, rows, tokens, started_ns, self._clock)
+        launched = Launched(plan.step, rows, tokens, self._device, started_ns, self._clock)
         self._batch.append(rows, np.full(len(rows), UNKNOWN))
         return launched
 

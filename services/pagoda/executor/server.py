@@ -107,7 +107,7 @@ async def _work(
     await stay_registered(options.scheduler, description.registration, runner, thread, server.set_serving, leaving)
 
 
-def _load(options: ExecutorOptions) -> tuple[Runner, Transfers | None]:
+def _load(options: ExecutorOptions) -> tuple[Runner, Transfers]:
     configure_waiting()
     if options.model is not None and options.load_format != "dummy":
         read_ahead(Path(options.model))
@@ -125,8 +125,8 @@ def _load(options: ExecutorOptions) -> tuple[Runner, Transfers | None]:
         runner.cores = CoreShare(usable_cores())
     return runner, make_transfers(
         runner,
-        None if options.transfer == "shm" else options.transfer_endpoint,
-        only=options.transfer if options.transfer in ("tcp", "nixl") else None,
+        None if options.transfer in ("shm", "cuda") else options.transfer_endpoint,
+        only=options.transfer if options.transfer in ("cuda", "tcp", "nixl") else None,
         encrypted=options.cell_key_file is not None,
     )
 

@@ -51,7 +51,11 @@ class Orders(Protocol):
         """One of them is readable when there is news."""
         ...
 
-    def apply(self, plan: step_pb2.StepPlan) -> None: ...
+    def apply(self, plan: step_pb2.StepPlan) -> None:
+        """When the plan comes; earlier steps may be running."""
+
+    def push(self, plan: step_pb2.StepPlan) -> None:
+        """When all earlier steps are computed: what they have computed can leave."""
 
     def add_news(self, message: step_pb2.ExecutorMessage) -> bool:
         """Adds what has happened since it was last asked. False: nothing."""
@@ -70,7 +74,7 @@ class _Session:
     steps: Steps
     orders: Orders | None
     last_step: int = 0
-    launched: deque[Pending] = field(default_factory=deque)
+    launched: deque[tuple[step_pb2.StepPlan, Pending]] = field(default_factory=deque)
     """Steps that are being computed, the oldest first."""
     ended: Future[None] = field(default_factory=Future)
 
@@ -168,8 +172,10 @@ class StepThread:
             session.last_step = plan.step
             if session.orders:
                 session.orders.apply(plan)
+                if not session.launched:
+                    session.orders.push(plan)
             pending = session.steps.launch(plan)
-            session.launched.append(pending)
+            session.launched.append((plan, pending))
         except Exception as error:
             self._end(error)
             return
@@ -184,7 +190,11 @@ class StepThread:
         if session is not self._session:
             return
         try:
-            result = session.launched.popleft().finish()
+            _, pending = session.launched.popleft()
+            result = pending.finish()
+            if session.orders and session.launched:
+                next_plan, _ = session.launched[0]
+                session.orders.push(next_plan)
         except Exception as error:
             self._end(error)
         else:
@@ -221,7 +231,7 @@ class StepThread:
     def _detach(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            for pending in session.launched:
+            for _, pending in session.launched:
                 with contextlib.suppress(Exception):  # nobody wants to know any more
                     pending.wait()
             _close(session.socket, session.disconnected, linger_ms=_LINGER_MS)

@@ -23,7 +23,17 @@ _BLOCK_AXIS = 2
 
 
 class Transfers:
-    """Both directions, for one cache."""
+    """Both directions, for one cache.
+
+    Blocks are copied beside the steps that run, and on a GPU nothing orders the two but what the host does, and when:
+
+    - What is pushed has been computed: `push` comes when the steps before its plan have ended, not when the plan comes,
+      which is while the last of them runs.
+    - It stays as it is until it has arrived: the scheduler lends it (`pagoda.scheduler.core.lane.Lane.lend`).
+    - No step that runs uses blocks of a grant: others push for it only after the plan that brought it has come back.
+    - What has arrived is in the cache: arrivals are told when the device has written it, and steps that read it are
+      planned, and launched, after that.
+    """
 
     def __init__(self, receiver: Receiver, sender: Sender, num_blocks: int, *, only: str | None = None) -> None:
         """num_blocks: of the cache
@@ -45,7 +55,7 @@ class Transfers:
         return self.receiver.fileno(), self.sender.fileno()
 
     def apply(self, plan: step_pb2.StepPlan) -> None:
-        """Grants end and begin, and blocks are ready to leave; then the cache may be written to, but for those.
+        """Grants end and begin; then the cache may be written to, but for blocks of grants.
 
         Raises PlanError for blocks that do not exist and for grants that cannot be.
         """
@@ -58,6 +68,9 @@ class Transfers:
                 self.receiver.grant(grant.number, block_ids, grant.timeout_s)
             except ValueError as error:
                 raise PlanError(str(error)) from None
+
+    def push(self, plan: step_pb2.StepPlan) -> None:
+        """Blocks that earlier steps have computed are ready to leave. Raises PlanError for those that do not exist."""
         for push in plan.pushes:
             block_ids = read_indices(push.block_ids, "pushes.block_ids", self._num_blocks)
             self.sender.push(push.endpoints, push.number, push.first_position, block_ids)
@@ -100,17 +113,18 @@ def _describe(counters: Counters) -> scheduler_pb2.TransferCounters:
     )
 
 
-def make_transfers(runner: Runner, listen: str | None, *, only: str | None = None, encrypted: bool) -> Transfers | None:
-    """For the runner's cache; None where it is not in memory that processes can share.
+def make_transfers(runner: Runner, listen: str | None, *, only: str | None = None, encrypted: bool) -> Transfers:
+    """For the runner's cache.
 
     listen: see `Receiver`
-    only: see `Transfers`; "nixl" needs NIXL and an address to listen on
+    only: see `Transfers`; "nixl" needs NIXL and an address to listen on, "cuda" a cache in a GPU's memory
     encrypted: with a key of this process's own, which the scheduler tells those who push
 
-    Raises ValueError, naming the option, for an address that cannot be listened on, and where NIXL cannot be used.
+    Raises ValueError, naming the option, for an address that cannot be listened on, and where CUDA or NIXL cannot be
+    used.
     """
-    if runner.cache.is_cuda:
-        return None
+    if only == "cuda" and not runner.cache.is_cuda:
+        raise ValueError("--transfer is cuda, but the KV cache is in the CPU's memory: take another, or --device cuda")
     layout = describe_layout(runner.layout)
     try:
         nixl = Nixl(listen) if listen and only == "nixl" else None

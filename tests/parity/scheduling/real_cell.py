@@ -179,7 +179,6 @@ class RealCell:
             transfers = make_transfers(
                 runner, "tcp://127.0.0.1:*", only="tcp" if transfer == "tcp" else None, encrypted=False
             )
-            assert transfers
             self.transfers[name] = transfers
         registration = Description(options, runner, transfers).registration().SerializeToString()
         spec = codec.decode_lane(scheduler_pb2.ExecutorRegistration.FromString(registration))
@@ -248,6 +247,7 @@ class RealCell:
         message = step_pb2.StepPlan.FromString(self.encode(plan))
         if transfers := self.transfers.get(name):
             transfers.apply(message)
+            transfers.push(message)
         result = runner.execute(message)
         self.in_flight[name].append(
             Step(

@@ -148,6 +148,9 @@ class Letters:
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         self.applied: list[int] = []
+        self.pushed: list[int] = []
+        self.error: Exception | None = None
+        """Of pushes."""
         self.resets = 0
         self._arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
 
@@ -161,6 +164,11 @@ class Letters:
 
     def apply(self, plan: step_pb2.StepPlan) -> None:
         self.applied.append(plan.step)
+
+    def push(self, plan: step_pb2.StepPlan) -> None:
+        if self.error:
+            raise self.error
+        self.pushed.append(plan.step)
 
     def add_news(self, message: step_pb2.ExecutorMessage) -> bool:
         if self._arrived.empty():
@@ -185,6 +193,42 @@ async def test_news_does_not_wait_for_a_step_that_nobody_asks_for(tmp_path: Path
         news = await it.receive()
         assert unpack_u64(news.arrived_grants).tolist() == [7]
         assert not news.HasField("result")
+
+
+async def test_pushes_wait_for_the_steps_before_their_plan(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        orders = it.thread.orders = Letters()
+        await it.attach("a")
+        slow = []
+        for number in (1, 2, 3):
+            await it.send("a", number)
+            slow.append(await it.steps.next_launched())
+        # Grants need not wait.
+        assert (orders.applied, orders.pushed) == ([1, 2, 3], [1])
+        for number in (1, 2, 3):
+            slow[number - 1].computed.set()
+            assert (await it.receive()).result.step == number
+            assert orders.pushed == [1, 2, 3][: number + 1]
+        # Nothing is being computed: the next one's have waited long enough.
+        await it.send("a", 4)
+        slow.append(await it.steps.next_launched())
+        assert orders.pushed == [1, 2, 3, 4]
+        slow[3].computed.set()
+
+
+async def test_a_late_push_that_cannot_be_ends_the_session(tmp_path: Path) -> None:
+    async with session(tmp_path) as it:
+        orders = it.thread.orders = Letters()
+        ended = await it.attach("a")
+        slow = []
+        for number in (1, 2):
+            await it.send("a", number)
+            slow.append(await it.steps.next_launched())
+        orders.error = ValueError("no such block")
+        for each in slow:
+            each.computed.set()
+        with pytest.raises(ValueError, match="no such block"):
+            await asyncio.wait_for(ended, 10)
 
 
 async def test_orders_end_with_the_session(tmp_path: Path) -> None:

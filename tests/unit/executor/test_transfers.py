@@ -33,9 +33,7 @@ class Side:
         self.cache = cache
         runner: Any = SimpleNamespace(cache=cache, layout=LAYOUT, shared_memory=memory)
         options = {"listen": "tcp://127.0.0.1:*", "encrypted": False} | options
-        transfers = make_transfers(runner, **options)
-        assert transfers
-        self.transfers: Transfers = transfers
+        self.transfers: Transfers = make_transfers(runner, **options)
 
     def block(self, index: int) -> float:
         """The number that block `index` is full of."""
@@ -95,8 +93,8 @@ def push(target: Side, number: int, *block_ids: int, first_position: int = 0) ->
 def test_blocks_go_where_the_grant_says(make_side: Callable[..., Side], options: dict[str, Any]) -> None:
     source, target = make_side(100), make_side(200, **options)
     target.transfers.apply(grant(7, 5, 2, 0))
-    source.transfers.apply(push(target, 7, 1, 3))
-    source.transfers.apply(push(target, 7, 6, first_position=2))
+    source.transfers.push(push(target, 7, 1, 3))
+    source.transfers.push(push(target, 7, 6, first_position=2))
     target.wait_for(7, 3)
     assert [target.block(index) for index in range(NUM_BLOCKS)] == [106, 201, 103, 203, 204, 101, 206, 207]
 
@@ -105,7 +103,7 @@ def test_a_withdrawn_grant_is_written_to_no_more(make_side: Callable[..., Side])
     source, target = make_side(100), make_side(200)
     target.transfers.apply(grant(7, 5))
     target.transfers.apply(step_pb2.StepPlan(withdrawn_grants=pack_u64([7])))
-    source.transfers.apply(push(target, 7, 1))
+    source.transfers.push(push(target, 7, 1))
     (failed,) = source.news().failed_pushes
     assert (failed.number, failed.reason) == (7, "refused")
     assert target.block(5) == 205
@@ -115,7 +113,7 @@ def test_a_push_to_nobody_fails(make_side: Callable[..., Side]) -> None:
     source, target = make_side(100), make_side(200)
     plan = push(target, 7, 1)
     target.transfers.reset()
-    source.transfers.apply(plan)
+    source.transfers.push(plan)
     assert source.news().failed_pushes[0].number == 7
 
 
@@ -156,10 +154,17 @@ def test_only_the_asked_ways_are_told(make_side: Callable[..., Side]) -> None:
     ids=["no such block", "twice", "push of no such block", "odd bytes"],
 )
 def test_a_plan_that_cannot_be_is_refused(make_side: Callable[..., Side], plan: step_pb2.StepPlan) -> None:
-    with pytest.raises(PlanError):
-        make_side(0).transfers.apply(plan)
+    transfers = make_side(0).transfers
+    with pytest.raises(PlanError):  # noqa: PT012
+        transfers.apply(plan)
+        transfers.push(plan)
 
 
 def test_an_address_that_is_none_names_the_option(make_side: Callable[..., Side]) -> None:
     with pytest.raises(ValueError, match="--transfer-endpoint"):
         make_side(0, listen="tcp://10.1.2.3:5000")
+
+
+def test_cuda_needs_a_gpu(make_side: Callable[..., Side]) -> None:
+    with pytest.raises(ValueError, match="--transfer is cuda"):
+        make_side(0, only="cuda", listen=None)

@@ -24,16 +24,19 @@ class Launched:
 
     is_done = False
 
-    def __init__(self, step: int, rows: Int64, tokens: Tensor | None, started_ns: int, clock: Clock) -> None:
+    def __init__(
+        self, step: int, rows: Int64, tokens: Tensor | None, device: torch.device, started_ns: int, clock: Clock
+    ) -> None:
         """rows: that sample, [m]; tokens: on the device, [m] int64, or None for none"""
         self._step = step
         self._rows = rows
         self._started_ns = started_ns
         self._clock = clock
-        on_gpu = tokens is not None and tokens.is_cuda
+        on_gpu = device.type == "cuda"
         self._tokens = torch.empty(len(rows), dtype=torch.int64, pin_memory=on_gpu)
         if tokens is not None:
             self._tokens.copy_(tokens, non_blocking=True)
+        # Without tokens, too: a step without rows may copy blocks, and ends when they are copied.
         self._event = torch.cuda.Event(blocking=True) if on_gpu else None  # type: ignore[no-untyped-call]
         if self._event:
             self._event.record()

@@ -6,9 +6,9 @@ where, and when, is for the scheduler to say: nothing here knows of requests, pl
     leases.py         which push may write which block: the only way into the cache
     receiver.py       the receiving thread; intake.py is its side of the protocol
     sender.py         the pushing side and its thread; link.py is one connection, outbox.py what waits to pass it
-    block_memory.py   a cache as bytes
+    block_memory.py   a cache as bytes; device_blocks.py is one in a GPU's memory
     source.py         a sender's memory, as the receiver reads it
-    shared_memory.py  a cache that other processes of this host read
+    shared_memory.py  a cache that other processes of this host read; cuda_memory.py is one in a GPU's memory
     nixl_memory.py    a cache that others read through NIXL
     endpoints.py      addresses
     allocator.py      keeps memory for what is received

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pagoda.executor.transfer.device_blocks import DeviceBlocks
 from pagoda.kernels.cpu.block_copy import CpuBlockCopy
 from pagoda.kernels.cpu.library import library
 
@@ -24,6 +25,7 @@ Bytes = NDArray[np.uint8]
 class BlockMemory(Protocol):
     """Usable from several threads at once, for different blocks."""
 
+    device: torch.device
     num_parts: int
     num_blocks: int
     part_bytes: int
@@ -33,10 +35,11 @@ class BlockMemory(Protocol):
     def read(self, block_ids: Int64, piece: Bytes) -> None:
         """Fills `piece`, [len(block_ids) * block_bytes]."""
 
-    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
+    def write(self, block_ids: Int64, source: Tensor, source_ids: Int64) -> None:
         """block_ids[i] becomes what source_ids[i] is; when it returns, all that starts to compute later sees that.
 
-        source: [parts, n, part_bytes], in the CPU's memory: a piece, or another cache
+        source: [parts, n, part_bytes] uint8, in the CPU's memory, or in a GPU's for a cache that is in one: a piece, or
+        another cache
         """
 
 
@@ -44,15 +47,29 @@ class BlockMemory(Protocol):
 class Blocks:
     """Some blocks of a piece, or of another cache, in memory that this process can read."""
 
-    source: Bytes
-    """[parts, n, part_bytes]"""
+    source: Tensor
+    """[parts, n, part_bytes] uint8"""
     ids: Int64
     """Which of the n they are."""
 
 
-def piece_blocks(piece: Bytes, num_parts: int, num_blocks: int) -> Blocks:
-    """All blocks of a piece."""
-    return Blocks(piece.reshape(num_parts, num_blocks, -1), np.arange(num_blocks))
+def piece_blocks(piece: Tensor, num_parts: int, num_blocks: int) -> Blocks:
+    """All blocks of a piece, [bytes]."""
+    return Blocks(piece.view(num_parts, num_blocks, -1), np.arange(num_blocks))
+
+
+def as_tensor(memory: Bytes) -> Tensor:
+    """The same memory, which nobody may write to if that is so for `memory`: torch has no such tensors, and warns."""
+    return torch.from_numpy(np.asarray(_Writable(memory)))
+
+
+class _Writable:
+    """An array that says of itself that it can be written to."""
+
+    def __init__(self, array: Bytes) -> None:
+        # It lives as long as those that are made of this.
+        self._array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
 
 
 def block_memory(cache: Tensor, block_axis: int) -> BlockMemory:
@@ -72,14 +89,15 @@ class NativeBlocks:
         """parts: [parts, num_blocks, part_bytes] uint8"""
         self._cache = parts.numpy()
         self._copy = copy
+        self.device = parts.device
         self.num_parts, self.num_blocks, self.part_bytes = parts.shape
         self.block_bytes = self.num_parts * self.part_bytes
 
     def read(self, block_ids: Int64, piece: Bytes) -> None:
         self._copy.gather(self._cache, block_ids, piece)
 
-    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
-        self._copy.copy(self._cache, block_ids, source, source_ids)
+    def write(self, block_ids: Int64, source: Tensor, source_ids: Int64) -> None:
+        self._copy.copy(self._cache, block_ids, source.numpy(), source_ids)
 
 
 class NumpyBlocks:
@@ -91,6 +109,7 @@ class NumpyBlocks:
 
     def __init__(self, parts: Tensor) -> None:
         """parts: [parts, num_blocks, part_bytes] uint8"""
+        self.device = parts.device
         self.num_parts, self.num_blocks, self.part_bytes = parts.shape
         self.block_bytes = self.num_parts * self.part_bytes
         # One row per part of a block; rows of one type are copied whole.
@@ -103,30 +122,6 @@ class NumpyBlocks:
         # The other modes copy once more. Nothing is clipped: who calls has checked the ids.
         np.take(self._rows, rows, out=piece.view(self._row), mode="clip")
 
-    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
-        content = source.view(self._row).reshape(self.num_parts, -1)[:, source_ids]
+    def write(self, block_ids: Int64, source: Tensor, source_ids: Int64) -> None:
+        content = source.numpy().view(self._row).reshape(self.num_parts, -1)[:, source_ids]
         self._rows[(self._first_rows + block_ids).reshape(-1)] = content.reshape(-1)
-
-
-class DeviceBlocks:
-    """A cache in a GPU's memory; each piece crosses the bus at once."""
-
-    def __init__(self, parts: Tensor) -> None:
-        """parts: [parts, num_blocks, part_bytes] uint8"""
-        self._parts = parts
-        self.num_parts, self.num_blocks, self.part_bytes = parts.shape
-        self.block_bytes = self.num_parts * self.part_bytes
-
-    @torch.inference_mode()
-    def read(self, block_ids: Int64, piece: Bytes) -> None:
-        blocks = self._parts.index_select(1, torch.from_numpy(block_ids).to(self._parts.device))
-        # Waits for the device.
-        torch.from_numpy(piece).copy_(blocks.view(-1))
-
-    @torch.inference_mode()
-    def write(self, block_ids: Int64, source: Bytes, source_ids: Int64) -> None:
-        device = self._parts.device
-        blocks = torch.from_numpy(np.take(source, source_ids, axis=1)).to(device)
-        self._parts.index_copy_(1, torch.from_numpy(block_ids).to(device), blocks)
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
-from pagoda.executor.transfer.block_memory import BlockMemory, Blocks, Bytes, piece_blocks
+from pagoda.executor.transfer.block_memory import BlockMemory, Blocks, Bytes, as_tensor, piece_blocks
+from pagoda.executor.transfer.cuda_memory import open_cuda
 from pagoda.executor.transfer.leases import Leases
 from pagoda.executor.transfer.nixl_memory import Nixl, NixlSource
 from pagoda.executor.transfer.reports import Reason, to_problem
-from pagoda.executor.transfer.source import SharedSource, Source
+from pagoda.executor.transfer.shared_memory import open_shared
+from pagoda.executor.transfer.source import MappedSource, Source
 from pagoda.rpc.arrays import unpack_u32
 from pagoda.v1 import common_pb2
 from pagoda.v1 import transfer_pb2 as pb
@@ -112,7 +115,7 @@ class Intake:
             num_bytes = push.num_blocks * self._blocks.block_bytes
             if content is None or not len(content) == num_bytes > 0:
                 raise BadMessageError(f"{push.num_blocks} blocks take {num_bytes} bytes, which did not come")
-            self._write(link, push, piece_blocks(content, self._blocks.num_parts, push.num_blocks))
+            self._write(link, push, piece_blocks(as_tensor(content), self._blocks.num_parts, push.num_blocks))
             return
         if not len(push.block_ids) == 4 * push.num_blocks > 0:
             raise BadMessageError(f"{push.num_blocks} blocks, and {len(push.block_ids)} bytes to say which")
@@ -151,9 +154,12 @@ class Intake:
     def _open(self, hello: pb.TransferHello, num_slots: int) -> Source | None:
         """Raises OSError."""
         blocks, num_blocks = self._blocks, hello.layout.num_blocks
+        shape, num_bytes = (blocks.num_parts, num_blocks, blocks.part_bytes), num_blocks * blocks.block_bytes
         match hello.WhichOneof("source"):
             case "shared_memory":
-                return SharedSource(hello.shared_memory, blocks.num_parts, num_blocks, blocks.part_bytes)
+                return MappedSource(as_tensor(open_shared(hello.shared_memory, num_bytes)).view(shape))
+            case "cuda_memory":
+                return MappedSource(open_cuda(hello.cuda_memory, num_bytes, blocks.device).view(shape))
             case "nixl":
                 if self._nixl is None:
                     raise OSError("it is told of through NIXL, which is not used here")
@@ -171,7 +177,7 @@ class Intake:
         crc32 = push.crc32 if push.HasField("crc32") else None
         if crc32 is not None and link.source:
             # What is checked is what will be written, whatever its owner does meanwhile.
-            blocks = Blocks(np.take(blocks.source, blocks.ids, axis=1), np.arange(len(blocks.ids)))
+            blocks = Blocks(blocks.source[:, torch.from_numpy(blocks.ids)].cpu(), np.arange(len(blocks.ids)))
         problem = self._leases.write(link.session, push.transfer_id, push.first_position, blocks, crc32)
         link.receipts.slots.append(push.slot)
         if problem is not None:

@@ -107,7 +107,7 @@ class Leases:
         session: of the one that sent them
         crc32: of all that `blocks` are taken from, which is a piece
         """
-        corrupt = crc32 is not None and zlib.crc32(blocks.source.data) != crc32
+        corrupt = crc32 is not None and zlib.crc32(blocks.source.numpy().data) != crc32
         num_blocks = len(blocks.ids)
         with self._lock:
             lease = self._valid(session, transfer_id)

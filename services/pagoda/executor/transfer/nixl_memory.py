@@ -205,7 +205,7 @@ class NixlSource:
             self._taken = read.slot
             read.handle.release()
         piece = self._staging[read.slot, : read.num_blocks * self._blocks.block_bytes]
-        return piece_blocks(piece.numpy(), self._blocks.num_parts, read.num_blocks)
+        return piece_blocks(piece, self._blocks.num_parts, read.num_blocks)
 
     def close(self) -> None:
         for read in self._reads:

@@ -91,6 +91,7 @@ class Receiver:
             idle_timeout_s=idle_timeout_s,
             nixl=nixl,
         )
+        self._device = blocks.device
         self._nixl = nixl
         self._curve = curve
         # In Linux's abstract namespace: it has no file that could be left behind.
@@ -109,7 +110,13 @@ class Receiver:
     def endpoints(self) -> list[str]:
         """For senders, the best first. Others need not know them, and after `reset` they are others."""
         session, key = self._leases.session, self._curve.public if self._curve else None
-        addresses = {"shm": f"{host_id()}/{self._name}", "nixl": self._tcp if self._nixl else None, "tcp": self._tcp}
+        here = f"{host_id()}/{self._name}"
+        addresses = {
+            "cuda": here if self._device.type == "cuda" else None,
+            "shm": here,
+            "nixl": self._tcp if self._nixl else None,
+            "tcp": self._tcp,
+        }
         return [str(Endpoint(scheme, address, session, key)) for scheme, address in addresses.items() if address]
 
     def fileno(self) -> int:

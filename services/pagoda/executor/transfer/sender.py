@@ -17,6 +17,7 @@ import zmq
 from torch import Tensor
 
 from pagoda.executor.transfer.block_memory import Bytes, Int64, block_memory
+from pagoda.executor.transfer.cuda_memory import share_cuda
 from pagoda.executor.transfer.endpoints import usable
 from pagoda.executor.transfer.intake import MAX_PIECE_BYTES
 from pagoda.executor.transfer.link import BrokenError, Link, Opened, Socket
@@ -91,7 +92,7 @@ class Sender:
         self._blocks_per_piece = max(1, MAX_PIECE_BYTES // self._blocks.block_bytes)
         self._piece_bytes = self._blocks_per_piece * self._blocks.block_bytes
         self._nixl = NixlMemory(nixl.agent(), cache) if nixl else None
-        self._hellos = self._make_hellos(layout, shared_memory)
+        self._hellos = self._make_hellos(cache, layout, shared_memory)
         # Others may open it as long as it is there.
         self._shared_memory = shared_memory
         self._staging_bytes = staging_bytes
@@ -174,15 +175,23 @@ class Sender:
         self._wake.close()
         self._news.close()
 
-    def _make_hellos(self, layout: common_pb2.KvLayout, memory: SharedMemory | None) -> dict[str, pb.TransferHello]:
+    def _make_hellos(
+        self, cache: Tensor, layout: common_pb2.KvLayout, memory: SharedMemory | None
+    ) -> dict[str, pb.TransferHello]:
         """By the schemes of the endpoints that can be used."""
-        hello = pb.TransferHello(layout=layout, block_bytes=self._blocks.block_bytes, piece_bytes=self._piece_bytes)
-        hello.layout.num_blocks = self._blocks.num_blocks
-        hellos = {"tcp": hello, "shm": pb.TransferHello(shared_memory=memory.address() if memory else None)}
-        hellos["shm"].MergeFrom(hello)
+        shared = memory.address() if memory else None
+        hellos = {"tcp": pb.TransferHello(), "shm": pb.TransferHello(shared_memory=shared)}
+        if self._blocks.device.type == "cuda":
+            try:
+                hellos["cuda"] = pb.TransferHello(cuda_memory=share_cuda(cache))
+            except OSError as error:
+                logger.warning("KV blocks are brought to processes on this host, too: %s", error)
         if self._nixl:
             hellos["nixl"] = pb.TransferHello(nixl=self._nixl.address())
-            hellos["nixl"].MergeFrom(hello)
+        for hello in hellos.values():
+            hello.layout.MergeFrom(layout)
+            hello.layout.num_blocks = self._blocks.num_blocks
+            hello.block_bytes, hello.piece_bytes = self._blocks.block_bytes, self._piece_bytes
         return hellos
 
     # With the lock.

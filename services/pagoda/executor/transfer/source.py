@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+from torch import Tensor
+
 from pagoda.executor.transfer.block_memory import Blocks, Int64
-from pagoda.executor.transfer.shared_memory import open_shared
-from pagoda.v1 import transfer_pb2 as pb
 
 
 class Source(Protocol):
@@ -32,13 +32,12 @@ class Source(Protocol):
         """What is under way is not wanted any more."""
 
 
-class SharedSource:
-    """Memory that is mapped by this process: blocks are copied from where they are."""
+class MappedSource:
+    """Memory that is mapped by this process, the CPU's or a GPU's: blocks are copied from where they are."""
 
-    def __init__(self, address: pb.SharedMemory, num_parts: int, num_blocks: int, part_bytes: int) -> None:
-        """Raises OSError when it cannot be opened from here."""
-        shape = (num_parts, num_blocks, part_bytes)
-        self._memory = open_shared(address, num_parts * num_blocks * part_bytes).reshape(shape)
+    def __init__(self, memory: Tensor) -> None:
+        """memory: [parts, num_blocks, part_bytes] uint8"""
+        self._memory = memory
         self._begun: deque[Int64] = deque()
 
     def begin(self, block_ids: Int64) -> None:

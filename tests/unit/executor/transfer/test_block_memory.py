@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pagoda.executor.transfer.block_memory import (
     BlockMemory,
-    DeviceBlocks,
-    NativeBlocks,
     NumpyBlocks,
+    as_tensor,
     block_memory,
     piece_blocks,
 )
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+from pagoda.executor.transfer.device_blocks import DeviceBlocks
 
 CACHES = [
     ((3, 2, 9, 4, 2, 8), 2, torch.bfloat16),
@@ -45,8 +46,8 @@ def make(request: pytest.FixtureRequest) -> Callable[[Tensor, int], BlockMemory]
     return made
 
 
-def numbers(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Tensor:
-    return torch.randint(-100, 100, shape, generator=torch.Generator().manual_seed(7)).to(dtype).to(device)
+def numbers(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randint(-100, 100, shape, generator=torch.Generator().manual_seed(7)).to(dtype)
 
 
 @pytest.mark.parametrize(("shape", "axis", "dtype"), CACHES)
@@ -59,7 +60,7 @@ def test_blocks_move_between_caches(
     piece = np.zeros(3 * reader.block_bytes, np.uint8)
     reader.read(np.array([7, 0, 4]), piece)
     piece.flags.writeable = False  # as what comes from ZeroMQ is
-    blocks = piece_blocks(piece, reader.num_parts, 3)
+    blocks = piece_blocks(as_tensor(piece), reader.num_parts, 3)
     writer.write(np.array([2, 8, 1]), blocks.source, blocks.ids)
     expected = torch.zeros(shape, dtype=dtype)
     expected.index_copy_(axis, torch.tensor([2, 8, 1]), source.index_select(axis, torch.tensor([7, 0, 4])))
@@ -72,7 +73,7 @@ def test_some_blocks_of_a_piece(make: Callable[[Tensor, int], BlockMemory]) -> N
     reader, writer = make(source, 1), make(target, 1)
     piece = np.zeros(3 * reader.block_bytes, np.uint8)
     reader.read(np.array([1, 2, 3]), piece)
-    writer.write(np.array([5, 6]), piece_blocks(piece, 2, 3).source, np.array([0, 2]))
+    writer.write(np.array([5, 6]), piece_blocks(torch.from_numpy(piece), 2, 3).source, np.array([0, 2]))
     assert torch.equal(target[:, [5, 6]], source[:, [1, 3]])
     assert not target[:, [0, 1, 2, 3, 4, 7, 8]].any()
 
@@ -81,21 +82,41 @@ def test_blocks_of_another_cache(make: Callable[[Tensor, int], BlockMemory]) -> 
     source, target = numbers((2, 17, 40), torch.float32), torch.zeros(2, 9, 40)
     memory = source.view(torch.uint8).numpy()
     memory.flags.writeable = False
-    make(target, 1).write(np.array([5, 0, 6]), memory, np.array([16, 3, 3]))
+    make(target, 1).write(np.array([5, 0, 6]), as_tensor(memory), np.array([16, 3, 3]))
     assert torch.equal(target[:, [5, 0, 6]], source[:, [16, 3, 3]])
     assert not target[:, [1, 2, 3, 4, 7, 8]].any()
 
 
-@needs_gpu
-def test_a_cache_on_a_gpu() -> None:
-    source, target = numbers((3, 2, 9, 4, 2, 8), torch.bfloat16, "cuda"), torch.zeros((3, 2, 9, 4, 2, 8)).bfloat16()
-    reader, writer = block_memory(source, 2), block_memory(target, 2)
-    assert isinstance(reader, DeviceBlocks)
-    assert isinstance(writer, NativeBlocks)
-    piece = np.zeros(2 * reader.block_bytes, np.uint8)
-    reader.read(np.array([8, 3]), piece)
-    writer.write(np.array([0, 1]), piece_blocks(piece, 6, 2).source, np.arange(2))
-    assert torch.equal(target[:, :, :2], source[:, :, [8, 3]].cpu())
+@given(st.data())
+def test_a_device_does_what_the_cpu_does(data: st.DataObject) -> None:
+    num_parts, num_blocks, part_bytes = (data.draw(st.integers(1, most)) for most in (4, 12, 40))
+    content = numbers((num_parts, num_blocks, part_bytes), torch.uint8)
+    ids = st.integers(0, num_blocks - 1)
+    sources = np.array(data.draw(st.lists(ids, max_size=8)), np.int64)
+    targets = np.array(data.draw(st.permutations(range(num_blocks))))[: len(sources)]
+    pieces, caches = [], []
+    for make in (block_memory, device_blocks):
+        piece, cache = np.zeros(len(sources) * num_parts * part_bytes, np.uint8), content.clone()
+        make(cache, 1).read(sources, piece)
+        assert torch.equal(cache, content)
+        make(cache, 1).write(targets, content.flip(1), sources[: len(targets)])
+        pieces.append(piece)
+        caches.append(cache)
+    assert np.array_equal(*pieces)
+    assert torch.equal(*caches)
+
+
+def test_memory_that_is_only_read_as_a_tensor(recwarn: pytest.WarningsRecorder) -> None:
+    memory = np.frombuffer(b"abc", np.uint8)
+    tensor = as_tensor(memory)
+    assert tensor.data_ptr() == memory.ctypes.data
+    gone = weakref.ref(memory)
+    del memory
+    assert tensor.tolist() == list(b"abc")
+    assert gone() is not None
+    del tensor
+    assert gone() is None
+    assert not recwarn
 
 
 def test_a_cache_must_be_contiguous() -> None:

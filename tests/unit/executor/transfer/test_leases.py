@@ -33,7 +33,7 @@ class Bench:
     def write(self, transfer_id: int, first: int, values: list[int], crc: int | None = None) -> Reason | None:
         """Blocks that are filled with one value each."""
         piece = np.tile(np.array(values, np.uint8).repeat(4), 2).reshape(2, -1, 4)
-        blocks = Blocks(piece, np.arange(len(values)))
+        blocks = Blocks(torch.from_numpy(piece), np.arange(len(values)))
         return self.leases.write(self.leases.session, transfer_id, first, blocks, crc)
 
     def values(self) -> list[int]:
@@ -140,7 +140,7 @@ def test_a_reset_begins_another_session() -> None:
     assert bench.leases.take_arrivals() == []
     # The same id, and a sender of the session before.
     bench.leases.grant(5, [3, 4], 1.0)
-    blocks = Blocks(np.full((2, 1, 4), 9, np.uint8), np.arange(1))
+    blocks = Blocks(torch.full((2, 1, 4), 9, dtype=torch.uint8), np.arange(1))
     assert bench.leases.write(old, 5, 1, blocks, None) is Reason.REFUSED
     bench.expect(b3=1)
     assert bench.write(5, 1, [2]) is None
@@ -245,7 +245,7 @@ class RandomTraffic(RuleBasedStateMachine):
 
     @rule(transfer_id=ids, first=st.integers(0, 4))
     def push_of_another_session(self, transfer_id: int, first: int) -> None:
-        blocks = Blocks(np.full((2, 1, 4), 255, np.uint8), np.arange(1))
+        blocks = Blocks(torch.full((2, 1, 4), 255, dtype=torch.uint8), np.arange(1))
         for session in self.old_sessions:
             assert self.bench.leases.write(session, transfer_id, first, blocks, None) is Reason.REFUSED
 

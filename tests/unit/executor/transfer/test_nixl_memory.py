@@ -115,7 +115,7 @@ def source(agent: FakeAgent, sent: torch.Tensor) -> NixlSource:
 
 def content(blocks: Blocks | None) -> torch.Tensor:
     assert blocks is not None
-    return torch.from_numpy(blocks.source[:, blocks.ids])
+    return blocks.source[:, blocks.ids]
 
 
 def expected(cache: torch.Tensor, block_ids: list[int]) -> torch.Tensor:
