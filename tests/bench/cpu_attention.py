@@ -65,6 +65,14 @@ class Shape:
         backend.plan(batch, block_size).store(k, v, k_cache, v_cache)
         return k_cache, v_cache
 
+    def layers(self, cache: Cache, count: int) -> list[Cache]:
+        """So many of a model, each of which holds what `cache` does."""
+        num_blocks, block_size = cache[0].shape[:2]
+        layout = KvLayout(num_blocks, block_size, count, self.kv_heads, self.head_dim, cache[0].dtype)
+        whole = allocate(layout, torch.device("cpu"))
+        whole.copy_(torch.stack(cache))
+        return split_layers(whole)
+
     @property
     def params(self) -> AttentionParams:
         return AttentionParams(scale=self.head_dim**-0.5)
@@ -105,9 +113,8 @@ def measure_decoding(shape: Shape, repeats: int) -> None:
         if block_size == 16 and shuffled:
             backends.append(ReferenceBackend())
         for backend, dtype in itertools.product(backends, shape.cache_dtypes):
-            k_cache, v_cache = shape.cache(backend, num_blocks, block_size, dtype)
             layers = max(2, CACHE_BYTES // shape.kv_bytes(batch_size * context, shape.dtype))
-            caches = [(k_cache.clone(), v_cache.clone()) for _ in range(min(layers, 64))]
+            caches = shape.layers(shape.cache(backend, num_blocks, block_size, dtype), min(layers, 64))
             subjects.append((backend.name, dtype, backend.plan(batch, block_size), caches))
         attended: list[list[float]] = [[] for _ in subjects]
         stored: list[list[float]] = [[] for _ in subjects]

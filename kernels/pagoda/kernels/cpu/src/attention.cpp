@@ -233,9 +233,9 @@ struct Attention {
             if (last_position >= tile.start && positions[0] - int64_t(params.window) < tile.start + kTileKeys - 1) {
                 const RowState state = {scratch.split.maximum + first, scratch.sums + first,
                                         scratch.split.out + first * shape.head_dim};
-                attend_group<Format>(scratch.q + first * shape.head_dim / kPack, scratch.scales + first, first_rows,
-                                     second_rows, tile, first == 0 ? next : tile, positions, params, shape.head_dim,
-                                     state);
+                const auto attend = first == 0 ? attend_group<Format, true> : attend_group<Format, false>;
+                attend(scratch.q + first * shape.head_dim / kPack, scratch.scales + first, first_rows, second_rows,
+                       tile, next, positions, params, shape.head_dim, state);
             }
             first += first_rows + second_rows;
         }
