@@ -6,10 +6,10 @@ A prompt of --prompt tokens is computed in one step, of which the last token sam
 --context tokens bring one token each. Without --model, the model has Qwen2.5-0.5B's shapes and random weights.
 
 In every repeat the following run one after the other, because a machine's speed moves: the step as the executor runs
-it; the same step one operation at a time with a clock around each; and all linear layers alone, natively and by
-oneDNN on weights that it packed. "efficiency" is the time of the faster of these two over that of the step. Prints
-medians, and asserts nothing about times. All logits are computed, but in "greedy", where the head computes only those
-that can be the largest.
+it; the same step one operation at a time with a clock around each; and all linear layers alone, natively (the MLP's
+activation is part of one) and by oneDNN on weights that it packed. "efficiency" is the time of the faster of these two
+over that of the step. Prints medians, and asserts nothing about times. All logits are computed, but in "greedy", where
+the head computes only those that can be the largest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -184,7 +185,7 @@ def measure(name: str, step: Step, model: Model, onednn: Sequence[Linear], repea
         fastest = min(elapsed["native"], elapsed["oneDNN"])
         columns["efficiency"].append(fastest / elapsed["step"])
         columns["greedy efficiency"].append(fastest / elapsed["greedy"])
-    operations = 2 * sum(each.out_features * each.in_features * len(x) for each, x in zip(native, inputs, strict=True))
+    operations = 2 * sum(math.prod(each.weight_shape) * len(x) for each, x in zip(native, inputs, strict=True))
     step_s = statistics.median(columns["step"])
     parts = ("step", "greedy", "one by one", "linear", "attention", "rest", "native", "oneDNN")
     return [
@@ -219,7 +220,7 @@ def main() -> None:
     print(f"{circumstances()}; torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     with model_folder(args.model) as folder:
         model = load_model(folder, device=torch.device("cpu"), dtype="bfloat16", dummy=True, kernels="cpu")
-    onednn = onednn_linears([(each.out_features, each.in_features) for each in native_linears(model)])
+    onednn = onednn_linears([each.weight_shape for each in native_linears(model)])
     steps = {
         f"prompt of {args.prompt}": Step(1, args.prompt, args.prompt),
         f"{args.decode} decoding at {args.context}": Step(args.decode, args.context, 1),

@@ -217,7 +217,9 @@ def _model(num_layers: int) -> Model:
             return torch.ones(shape, device=device)
         return torch.empty(shape, dtype=DTYPE, device=device).normal_(std=shape[1] ** -0.5)
 
-    weights = build_weights(config, read, DTYPE, device, linear=kernels.linear, head=kernels.head)
+    weights = build_weights(
+        config, read, DTYPE, device, linear=kernels.linear, gate_up=kernels.gate_up, head=kernels.head
+    )
     max_model_len = config.max_position
     decoder = Decoder(config, weights, max_model_len, kernels.elementwise, kernels.layers)
     return Model(decoder, kernels, "bench", (), max_model_len)

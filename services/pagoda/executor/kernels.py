@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import MakeLayers
-from pagoda.executor.models.linear import DenseLinear
+from pagoda.executor.models.linear import ActivatedLinear, DenseLinear
 from pagoda.executor.models.native import cpu_layers
 from pagoda.executor.models.weights import MakeLinear
 from pagoda.kernels.attention import AttentionBackend
@@ -23,7 +23,7 @@ from pagoda.kernels.cpu.elementwise import CpuElementwise
 from pagoda.kernels.cpu.head import CpuHead
 from pagoda.kernels.cpu.library import best_level, library
 from pagoda.kernels.cpu.linear import CpuLinear, Storage
-from pagoda.kernels.elementwise import Elementwise
+from pagoda.kernels.elementwise import Activation, Elementwise
 from pagoda.kernels.reference.attention import ReferenceBackend
 from pagoda.kernels.reference.elementwise import ReferenceElementwise
 from pagoda.kernels.sampling import SampleTokens
@@ -45,6 +45,9 @@ class Kernels:
     attention: AttentionBackend
     elementwise: Elementwise
     linear: MakeLinear
+    gate_up: MakeLinear
+    """For the layer from hidden states to the activated ones of the MLP."""
+
     head: MakeLinear
     """For the layer from hidden states to logits."""
 
@@ -88,7 +91,7 @@ def select_kernels(
     on_cpu = device.type == "cpu"
     if name == "cpu" or (name == "auto" and on_cpu):
         if (obstacle := _obstacle_to_native(config, device, dtype, block_size)) is None:
-            return _native(dtype, quantization)
+            return _native(dtype, quantization, config.activation)
         if name == "cpu":
             raise ValueError(f"--kernels is cpu, but {obstacle}")
         if quantization != "none":
@@ -98,11 +101,17 @@ def select_kernels(
         raise ValueError(f"--quantization {quantization} needs --kernels cpu")
     if name == "triton" or (name == "auto" and not on_cpu):
         if (obstacle := _obstacle_to_triton(config, device, dtype)) is None:
-            return _triton()
+            return _triton(config.activation)
         if name == "triton":
             raise ValueError(f"--kernels is triton, but {obstacle}")
         logger.warning("computing with torch alone, which is slower: %s", obstacle)
-    return Kernels("reference", ReferenceBackend(), ReferenceElementwise(), DenseLinear, DenseLinear)
+    elementwise = ReferenceElementwise()
+    gate_up = _dense_gate_up(elementwise, config.activation)
+    return Kernels("reference", ReferenceBackend(), elementwise, DenseLinear, gate_up, DenseLinear)
+
+
+def _dense_gate_up(elementwise: Elementwise, activation: Activation) -> MakeLinear:
+    return lambda weight, bias: ActivatedLinear(DenseLinear(weight, bias), elementwise, activation)
 
 
 def _obstacle_to_native(config: ModelConfig, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
@@ -119,26 +128,31 @@ def _obstacle_to_native(config: ModelConfig, device: torch.device, dtype: torch.
     return None
 
 
-def _native(dtype: torch.dtype, quantization: str) -> Kernels:
+def _native(dtype: torch.dtype, quantization: str, activation: Activation) -> Kernels:
     loaded = library()
     assert loaded is not None
 
-    def packed(storage: Storage | None, out_dtype: torch.dtype | None = None) -> MakeLinear:
-        return lambda weight, bias: CpuLinear(loaded, weight, bias, storage=storage, out_dtype=out_dtype)
+    def packed(
+        storage: Storage | None, *, activation: Activation | None = None, out_dtype: torch.dtype | None = None
+    ) -> MakeLinear:
+        return partial(CpuLinear, loaded, storage=storage, activation=activation, out_dtype=out_dtype)
 
-    level = best_level()
+    def layer(storage: Storage | None) -> tuple[MakeLinear, MakeLinear]:
+        return packed(storage), packed(storage, activation=activation)
+
+    elementwise, level = CpuElementwise(loaded), best_level()
     if quantization == "int8":
-        linear, head = packed("int8"), packed("int8", torch.float32)
+        (linear, gate_up), head = layer("int8"), packed("int8", out_dtype=torch.float32)
     elif quantization == "int4":
         # The head decides between tokens that are nearly equal: 8 bits cost it less than 4 save.
-        linear, head = packed("int4"), packed("int8", torch.float32)
+        (linear, gate_up), head = layer("int4"), packed("int8", out_dtype=torch.float32)
     elif dtype == torch.bfloat16 and level != "avx512_bf16":
         # Without instructions for bfloat16, torch's matrix products are the faster ones.
-        linear = head = DenseLinear
+        linear, gate_up, head = DenseLinear, _dense_gate_up(elementwise, activation), DenseLinear
     else:
-        linear, head = packed(None), partial(_dense_head, loaded)
+        (linear, gate_up), head = layer(None), partial(_dense_head, loaded)
     layers = None if linear is DenseLinear else partial(cpu_layers, loaded)
-    return Kernels(f"cpu ({level})", CpuBackend(), CpuElementwise(loaded), linear, head, layers)
+    return Kernels(f"cpu ({level})", CpuBackend(), elementwise, linear, gate_up, head, layers)
 
 
 def _dense_head(library: ctypes.CDLL, weight: Tensor, bias: Tensor | None) -> CpuLinear:
@@ -165,13 +179,20 @@ def _obstacle_to_triton(config: ModelConfig, device: torch.device, dtype: torch.
     return None
 
 
-def _triton() -> Kernels:
+def _triton(activation: Activation) -> Kernels:
     # Imported only here: it takes a while, and most machines without a GPU do not have it.
     from pagoda.kernels.triton.backend import TritonBackend
     from pagoda.kernels.triton.elementwise import TritonElementwise
     from pagoda.kernels.triton.sampling import sample
 
-    attention = TritonBackend(deterministic=True)
+    elementwise = TritonElementwise()
     return Kernels(
-        "triton", attention, TritonElementwise(), DenseLinear, DenseLinear, sample=sample, can_cache_int8=False
+        "triton",
+        TritonBackend(deterministic=True),
+        elementwise,
+        DenseLinear,
+        _dense_gate_up(elementwise, activation),
+        DenseLinear,
+        sample=sample,
+        can_cache_int8=False,
     )

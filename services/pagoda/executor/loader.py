@@ -93,7 +93,14 @@ def load_model(
             return read(name, shape)
 
         weights = build_weights(
-            config, read_and_count, torch_dtype, device, linear=selected.linear, head=selected.head, ranks=ranks
+            config,
+            read_and_count,
+            torch_dtype,
+            device,
+            linear=selected.linear,
+            gate_up=selected.gate_up,
+            head=selected.head,
+            ranks=ranks,
         )
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     logger.info(

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagoda.kernels.cpu.elementwise import CpuElementwise
 from pagoda.kernels.cpu.library import LEVELS, best_level, library
 from pagoda.kernels.cpu.linear import CpuLinear, Storage
+from pagoda.kernels.elementwise import Activation
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -64,6 +66,34 @@ def test_a_row_has_the_same_bits_in_every_batch(level: str, storage: Storage) ->
     layer = packed(weight, bias, level=level, storage=storage, out_dtype=torch.float32)
     out = layer(x)
     for first, rows in [(0, 1), (1023, 1), *((7 * rows, rows) for rows in range(2, 34)), (5, 256), (3, 965)]:
+        assert torch.equal(layer(x[first : first + rows]), out[first : first + rows]), rows
+
+
+@pytest.mark.parametrize("level", RUNNABLE)
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("rows", "out_features", "has_bias"), [(1, 7, True), (13, 16, False), (32, 100, True)])
+def test_an_activation_gives_the_bits_of_two_steps(
+    level: str, storage: Storage, activation: Activation, rows: int, out_features: int, has_bias: bool
+) -> None:
+    x, weight, bias = random_case(rows, 2 * out_features, 70, dtype_of(storage))
+    kept_bias = bias if has_bias else None
+    out = packed(weight, kept_bias, level=level, storage=storage, activation=activation)(x)
+    gate_up = packed(weight, kept_bias, level=level, storage=storage)(x)
+    kernels = library(level)
+    assert kernels
+    assert out.shape == (rows, out_features)
+    assert torch.equal(out, CpuElementwise(kernels).activate_and_multiply(gate_up, activation))
+    wide = packed(weight, kept_bias, level=level, storage=storage, activation=activation, out_dtype=torch.float32)(x)
+    torch.testing.assert_close(out.float(), wide, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_activated_rows_have_the_same_bits_in_every_batch(storage: Storage) -> None:
+    x, weight, bias = random_case(300, 192, 130, dtype_of(storage))
+    layer = packed(weight, bias, storage=storage, activation="silu")
+    out = layer(x)
+    for first, rows in [(0, 1), (299, 1), (7, 2), (50, 32), (3, 290)]:
         assert torch.equal(layer(x[first : first + rows]), out[first : first + rows]), rows
 
 

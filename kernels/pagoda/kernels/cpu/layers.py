@@ -16,7 +16,7 @@ from pagoda.kernels.attention import AttentionParams, AttentionPlan
 from pagoda.kernels.cpu.attention import CpuPlan, window_tokens
 from pagoda.kernels.cpu.library import FLOAT, INT, POINTER, SIZE, declared
 from pagoda.kernels.cpu.linear import CpuLinear
-from pagoda.kernels.elementwise import Activation, HeadNorm, Rope
+from pagoda.kernels.elementwise import HeadNorm, Rope
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class CpuLayer:
     qkv: CpuLinear
     o: CpuLinear
     gate_up: CpuLinear
+    """With the activation."""
+
     down: CpuLinear
     attention_out_norm: Tensor | None
     mlp_norm: Tensor
@@ -47,7 +49,6 @@ class CpuLayerShape:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
-    activation: Activation
     eps: float
 
 
@@ -71,7 +72,6 @@ class CpuLayers:
             first.qkv.out_features,
             first.o.in_features,
             first.gate_up.out_features,
-            first.down.in_features,
             first.down.out_features,
         ]
         self._windows = list(dict.fromkeys(layer.attention.sliding_window for layer in layers))
@@ -81,14 +81,12 @@ class CpuLayers:
             shape.num_heads,
             shape.num_kv_heads,
             shape.head_dim,
-            first.down.in_features,
             k_cache.shape[1],
             shape.eps,
             shape.dtype is torch.bfloat16,
             k_cache.dtype is torch.int8,
             first.mlp_norm.dtype is torch.bfloat16,
             first.head_norm is not None and first.head_norm.q_weight.dtype is torch.bfloat16,
-            shape.activation == "gelu_tanh",
         )
         self._c_layers = (_Layer * len(layers))(
             *(self._layer(layer, *layer_kv) for layer, layer_kv in zip(layers, kv, strict=True))
@@ -163,7 +161,9 @@ class CpuLayers:
 
 
 def _linear(linear: CpuLinear) -> _Linear:
-    return _Linear(linear.function_pointer, linear.panels_pointer, linear.out_features, linear.in_features)
+    return _Linear(
+        linear.function_pointer, linear.panels_pointer, linear.out_features, linear.in_features, linear.activation_code
+    )
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -171,7 +171,11 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = (("multiply", POINTER), ("panels", POINTER), ("out_features", SIZE), ("in_features", SIZE))
+    _fields_ = (
+        *((name, POINTER) for name in ("multiply", "panels")),
+        *((name, SIZE) for name in ("out_features", "in_features")),
+        ("activation", INT),
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -196,11 +200,11 @@ class _Shape(ctypes.Structure):
             (name, SIZE)
             for name in (
                 *("num_layers", "hidden_size", "num_heads", "num_kv_heads"),
-                *("head_dim", "intermediate_size", "block_size"),
+                *("head_dim", "block_size"),
             )
         ),
         ("eps", FLOAT),
-        *((name, INT) for name in ("is_bf16", "is_cache_int8", "is_norm_bf16", "is_head_norm_bf16", "is_gelu")),
+        *((name, INT) for name in ("is_bf16", "is_cache_int8", "is_norm_bf16", "is_head_norm_bf16")),
     )
 
 
@@ -223,7 +227,7 @@ class _Step(ctypes.Structure):
             (name, POINTER)
             for name in (
                 *("attention_workspace", "x", "normed"),
-                *("qkv", "attended", "gate_up", "activated", "delta"),
+                *("qkv", "attended", "activated", "delta"),
             )
         ),
         ("num_threads", INT),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pagoda.kernels.cpu.library import INT, POINTER, SIZE, declared
+from pagoda.kernels.elementwise import Activation
 
 Storage = Literal["bfloat16", "float32", "int8", "int4"]
 """How weights are stored, and what a product with them is.
@@ -25,9 +26,13 @@ with a scale per row and 32 inputs
 _MAX_INT8_INPUTS = 66_311
 """Beyond, an int32 sum of products of 8-bit numbers could overflow."""
 
+# As src/activation.h names them.
+_ACTIVATIONS: dict[Activation | None, int] = {None: 0, "silu": 1, "gelu_tanh": 2}
+
 
 class CpuLinear:
-    """x W^T + b, with W packed into panels for the native kernels.
+    """x W^T + b, with W packed into panels for the native kernels; or, with an activation, what
+    `Elementwise.activate_and_multiply` makes of that, to the bit, while it is still in the processor's caches.
 
     A row's result has the same bits whatever the other rows and the number of threads. The bias is added in float32.
     """
@@ -40,6 +45,7 @@ class CpuLinear:
         *,
         storage: Storage | None = None,
         out_dtype: torch.dtype | None = None,
+        activation: Activation | None = None,
     ) -> None:
         """Packs; neither weight nor bias is kept.
 
@@ -47,37 +53,42 @@ class CpuLinear:
         bias: [out_features], any floating dtype
         storage: None: as weight's dtype says
         out_dtype: of results, bfloat16 or float32; None: x's
+        activation: weight is [2 * out_features, in_features], gate first, and so is bias
 
         Raises ValueError when the weight cannot be stored that way.
         """
         if weight.dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(f"weights of {weight.dtype} cannot be packed, only bfloat16 and float32")
         self._storage = storage or _storage_of(weight.dtype)
-        self.out_features, self.in_features = weight.shape
+        num_outputs, self.in_features = weight.shape
+        self.weight_shape = num_outputs, self.in_features
+        assert not activation or num_outputs % 2 == 0
+        self.out_features = num_outputs // 2 if activation else num_outputs
+        self.activation_code = _ACTIVATIONS[activation]
+        sizes = self.out_features, self.in_features, self.activation_code
         if self._storage == "int8" and self.in_features > _MAX_INT8_INPUTS:
             raise ValueError(f"int8 takes at most {_MAX_INT8_INPUTS} input features, not {self.in_features}")
         self._out_dtype = out_dtype
-        size = declared(getattr(library, f"pagoda_linear_{self._storage}_bytes"), [SIZE, SIZE], SIZE)
+        size = declared(getattr(library, f"pagoda_linear_{self._storage}_bytes"), [SIZE, SIZE, INT], SIZE)
         pack = declared(
             getattr(library, f"pagoda_linear_{self._storage}_pack"),
-            [POINTER, INT, POINTER, POINTER, SIZE, SIZE, INT],
+            [POINTER, INT, POINTER, POINTER, SIZE, SIZE, INT, INT],
         )
         self._multiply = declared(
             getattr(library, f"pagoda_linear_{self._storage}"),
-            [POINTER, SIZE, INT, SIZE, POINTER, SIZE, SIZE, POINTER, INT, INT],
+            [POINTER, SIZE, INT, SIZE, POINTER, SIZE, SIZE, POINTER, *[INT] * 3],
         )
 
         weight = weight.detach().contiguous()
         bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
-        self._panels = torch.empty(size(self.out_features, self.in_features), dtype=torch.uint8)
+        self._panels = torch.empty(size(*sizes), dtype=torch.uint8)
         self.panels_pointer = self._panels.data_ptr()
         pack(
             weight.data_ptr(),
             weight.dtype is torch.bfloat16,
             None if bias is None else bias.data_ptr(),
             self.panels_pointer,
-            self.out_features,
-            self.in_features,
+            *sizes,
             torch.get_num_threads(),
         )
 
@@ -104,6 +115,7 @@ class CpuLinear:
             self.in_features,
             out.data_ptr(),
             out_dtype is torch.bfloat16,
+            self.activation_code,
             torch.get_num_threads(),
         )
         return out if len(shape) == 2 else out.view(*shape[:-1], self.out_features)

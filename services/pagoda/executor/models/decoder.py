@@ -50,7 +50,7 @@ class LayerWeights:
 
     o: Linear
     gate_up: Linear
-    """[C] -> [2 * intermediate_size]: gate, up."""
+    """[C] -> [intermediate_size]: `Elementwise.activate_and_multiply` of gate and up."""
 
     down: Linear
     attention_norm: Tensor
@@ -235,7 +235,6 @@ class _Layer:
         self._head_dim = config.head_dim
         self._num_heads = config.num_heads
         self._num_kv_heads = config.num_kv_heads
-        self._activation = config.activation
         self._elementwise = elementwise
         self._attention = config.attention(index)
         self._head_norm = weights.head_norm(config.norm_eps)
@@ -258,8 +257,7 @@ class _Layer:
         if weights.attention_out_norm is not None:
             delta = elementwise.rms_norm(delta, weights.attention_out_norm, self._eps)
         normed = elementwise.add_rms_norm(x, delta, weights.mlp_norm, self._eps)
-        activated = elementwise.activate_and_multiply(weights.gate_up(normed), self._activation)
-        delta = self._ranks.all_reduce(weights.down(activated))
+        delta = self._ranks.all_reduce(weights.down(weights.gate_up(normed)))
         if weights.mlp_out_norm is not None:
             delta = elementwise.rms_norm(delta, weights.mlp_out_norm, self._eps)
         return delta

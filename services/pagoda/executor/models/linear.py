@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch.nn.functional as F
 from torch import Tensor
 
+from pagoda.kernels.elementwise import Activation, Elementwise
 from pagoda.kernels.sampling import SamplingTensors, Shortlist
 
 
@@ -51,3 +52,19 @@ class DenseLinear:
     @property
     def num_bytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+class ActivatedLinear:
+    """A linear layer to [2 * out_features], gate first, and the activation behind it, one after the other."""
+
+    def __init__(self, linear: Linear, elementwise: Elementwise, activation: Activation) -> None:
+        self._linear = linear
+        self._elementwise = elementwise
+        self._activation = activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._elementwise.activate_and_multiply(self._linear(x), self._activation)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._linear.num_bytes

@@ -37,7 +37,6 @@ def cpu_layers(
         config.num_kv_heads,
         config.head_dim,
         weights.embedding.dtype,
-        config.activation,
         config.norm_eps,
     )
     return CpuLayers(library, shape, layers, kv)

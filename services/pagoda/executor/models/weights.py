@@ -31,15 +31,17 @@ def build_weights(
     device: torch.device,
     *,
     linear: MakeLinear,
+    gate_up: MakeLinear,
     head: MakeLinear,
     ranks: Ranks = ONE_RANK,
 ) -> DecoderWeights:
     """Reads every tensor of the model once, into tensors of `dtype` on `device`; each rank keeps its share.
 
     config: of the whole model
-    linear, head: make the layers of the decoder, and the one behind it, of a weight and a bias
+    linear, gate_up, head: make the layers of the decoder, those of them with an activation, and the one behind it, of a
+    weight and a bias
     """
-    builder = _Builder(config, read, dtype, device, linear, ranks)
+    builder = _Builder(config, read, dtype, device, linear, gate_up, ranks)
     layers = [builder.layer(f"{_PREFIX}layers.{i}.") for i in range(len(config.layers))]
     embedding = builder.looked_up(EMBEDDING, config.vocab_size, config.hidden_size)
     head_weight = embedding
@@ -57,7 +59,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes[name] = shape
         return torch.empty(shape, device="meta")
 
-    build_weights(config, record, torch.float32, torch.device("meta"), linear=DenseLinear, head=DenseLinear)
+    dense = DenseLinear
+    build_weights(config, record, torch.float32, torch.device("meta"), linear=dense, gate_up=dense, head=dense)
     return shapes
 
 
@@ -75,6 +78,7 @@ class _Builder:
         dtype: torch.dtype,
         device: torch.device,
         linear: MakeLinear,
+        gate_up: MakeLinear,
         ranks: Ranks,
     ) -> None:
         self._config = config
@@ -83,6 +87,7 @@ class _Builder:
         self._dtype = dtype
         self._device = device
         self._make_linear = linear
+        self._make_gate_up = gate_up
         self._ranks = ranks
 
     def layer(self, prefix: str) -> LayerWeights:
@@ -90,9 +95,11 @@ class _Builder:
         width = config.hidden_size
         heads = (config.num_heads * config.head_dim, *[config.num_kv_heads * config.head_dim] * 2)
         return LayerWeights(
-            qkv=self._linear(prefix, names.qkv, heads, width, config.qkv_bias),
+            qkv=self._make_linear(*self._stacked_layer(prefix, names.qkv, heads, width, config.qkv_bias)),
             o=self._summed(prefix, names.o, width, heads[0], config.o_bias),
-            gate_up=self._linear(prefix, names.gate_up, (config.intermediate_size,) * 2, width, config.mlp_bias),
+            gate_up=self._make_gate_up(
+                *self._stacked_layer(prefix, names.gate_up, (config.intermediate_size,) * 2, width, config.mlp_bias)
+            ),
             down=self._summed(prefix, names.down, width, config.intermediate_size, config.mlp_bias),
             attention_norm=self.norm(prefix + names.attention_norm, width),
             mlp_norm=self.norm(prefix + names.mlp_norm, width),
@@ -132,11 +139,13 @@ class _Builder:
         # A copy: the tensor read may be a view of a file.
         return torch.empty(dim, dtype=self._dtype, device=self._device).copy_(weight)
 
-    def _linear(self, prefix: str, names: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool) -> Linear:
-        """Its outputs are shared out to the ranks."""
+    def _stacked_layer(
+        self, prefix: str, names: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias; the outputs are shared out to the ranks."""
         weight = self.stacked(tuple(f"{prefix}{name}.weight" for name in names), rows, columns)
         biases = self.stacked(tuple(f"{prefix}{name}.bias" for name in names), rows) if bias else None
-        return self._make_linear(weight, biases)
+        return weight, biases
 
     def _summed(self, prefix: str, name: str, rows: int, columns: int, bias: bool) -> Linear:
         """Its inputs are shared out, and the ranks' results are to be added: one of them has the bias."""

@@ -12,7 +12,7 @@ from pagoda.executor.models.config import ModelConfig
 from pagoda.executor.models.decoder import Decoder
 from pagoda.executor.models.families import parse_model_config
 from pagoda.executor.models.json_config import JsonConfig
-from pagoda.executor.models.linear import DenseLinear
+from pagoda.executor.models.linear import ActivatedLinear, DenseLinear
 from pagoda.executor.models.weights import build_weights
 from pagoda.kernels.attention import AttentionBackend, AttentionBatch
 from pagoda.kernels.elementwise import Elementwise
@@ -68,6 +68,7 @@ def run_steps(config: ModelConfig, attention: AttentionBackend, elementwise: Ele
         torch.float32,
         torch.device("cpu"),
         linear=DenseLinear,
+        gate_up=lambda weight, bias: ActivatedLinear(DenseLinear(weight, bias), elementwise, config.activation),
         head=DenseLinear,
     )
     decoder = Decoder(config, weights, 64, elementwise)

@@ -1,6 +1,6 @@
 // Norms, rotary embedding and gated activations, each rounding where the checkpoints' own code rounds.
+#include "activation.h"
 #include "exports.h"
-#include "vec.h"
 
 namespace pagoda {
 namespace {
@@ -9,17 +9,6 @@ namespace {
 constexpr int64_t kWorthThreads = 1 << 15;
 
 int threads_for(int64_t elements, int num_threads) { return elements < kWorthThreads ? 1 : num_threads; }
-
-template <typename T>
-f32x16 rounded(f32x16 v);
-template <>
-PAGODA_INLINE f32x16 rounded<float>(f32x16 v) {
-    return v;
-}
-template <>
-PAGODA_INLINE f32x16 rounded<bf16>(f32x16 v) {
-    return cast<f32x16>(__builtin_convertvector(to_bf16(v), u32x16) << 16);
-}
 
 // The last, partial vector of a row: what is behind its end is 0 and stays untouched.
 template <typename T>
@@ -38,47 +27,42 @@ PAGODA_INLINE void store_part(T* to, f32x16 v, int64_t count) {
 template <typename T, typename Weight>
 PAGODA_INLINE f32x16 scaled(f32x16 x, float scale, f32x16 weight) {
     // A weight in the model's type comes after rounding, one in float32 before (Gemma).
-    return (sizeof(Weight) == sizeof(T) ? rounded<T>(x * scale) : x * scale) * weight;
+    return (sizeof(Weight) == sizeof(T) ? rounded_to<T>(x * scale) : x * scale) * weight;
 }
 
+// Adds delta to x, unless it is null, and returns what norms the sum.
 template <typename T>
-PAGODA_INLINE float rms_scale(const T* x, int64_t dim, float eps) {
+PAGODA_INLINE float add_and_scale(T* x, const T* delta, int64_t dim, float eps) {
     f32x16 sum = {};
     int64_t i = 0;
     for (; i + 16 <= dim; i += 16) {
-        const f32x16 v = load(x + i);
+        f32x16 v = load(x + i);
+        if (delta) store(x + i, v = rounded_to<T>(v + load(delta + i)));
         sum += v * v;
     }
     if (i < dim) {
-        const f32x16 v = load_part(x + i, dim - i);
+        f32x16 v = load_part(x + i, dim - i);
+        if (delta) store_part(x + i, v = rounded_to<T>(v + load_part(delta + i, dim - i)), dim - i);
         sum += v * v;
     }
     return 1.0f / __builtin_sqrtf(sum_lanes(sum) / dim + eps);
 }
 
+// out may be x.
 template <typename T, typename Weight>
-PAGODA_INLINE void norm_row(const T* x, const Weight* weight, T* out, int64_t dim, float eps) {
-    const float scale = rms_scale(x, dim, eps);
+PAGODA_INLINE void norm_row(T* x, const T* delta, const Weight* weight, T* out, int64_t dim, float eps) {
+    const float scale = add_and_scale(x, delta, dim, eps);
     int64_t i = 0;
     for (; i + 16 <= dim; i += 16) store(out + i, scaled<T, Weight>(load(x + i), scale, load(weight + i)));
     if (i < dim)
         store_part(out + i, scaled<T, Weight>(load_part(x + i, dim - i), scale, load_part(weight + i, dim - i)), dim - i);
 }
 
-template <typename T>
-PAGODA_INLINE void add_row(T* x, const T* delta, int64_t dim) {
-    int64_t i = 0;
-    for (; i + 16 <= dim; i += 16) store(x + i, load(x + i) + load(delta + i));
-    if (i < dim) store_part(x + i, load_part(x + i, dim - i) + load_part(delta + i, dim - i), dim - i);
-}
-
 template <typename T, typename Weight>
 void rms_norm(T* x, const T* delta, const Weight* weight, T* out, int64_t rows, int64_t dim, float eps, int num_threads) {
 #pragma omp parallel for num_threads(threads_for(rows * dim, num_threads))
-    for (int64_t row = 0; row < rows; row++) {
-        if (delta) add_row(x + row * dim, delta + row * dim, dim);
-        norm_row(x + row * dim, weight, out + row * dim, dim, eps);
-    }
+    for (int64_t row = 0; row < rows; row++)
+        norm_row(x + row * dim, delta ? delta + row * dim : nullptr, weight, out + row * dim, dim, eps);
 }
 
 // Rotates one head in place: dimension i with i + half.
@@ -105,18 +89,10 @@ void norm_and_rotate(T* qkv, int64_t rows, int64_t row_size, int64_t num_heads, 
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t head = 0; head < num_heads + num_kv_heads; head++) {
             T* x = qkv + row * row_size + head * head_dim;
-            if (q_weight) norm_row(x, head < num_heads ? q_weight : k_weight, x, head_dim, eps);
+            if (q_weight) norm_row<T>(x, nullptr, head < num_heads ? q_weight : k_weight, x, head_dim, eps);
             rotate(x, cosine + row * half, sine + row * half, half);
         }
     }
-}
-
-PAGODA_INLINE f32x16 silu(f32x16 x) { return x / (exp(-x) + 1.0f); }
-
-// x Phi(x) with the tanh approximation; (1 + tanh(y)) / 2 = 1 / (1 + e^(-2 y)).
-PAGODA_INLINE f32x16 gelu_tanh(f32x16 x) {
-    const f32x16 inner = (x + x * x * x * 0.044715f) * 0.7978845608f;
-    return x / (exp(-inner - inner) + 1.0f);
 }
 
 template <typename T, f32x16 (*activation)(f32x16)>
@@ -126,10 +102,10 @@ void activate_and_multiply(const T* gate_up, T* out, int64_t rows, int64_t width
         const T *gate = gate_up + 2 * row * width, *up = gate + width;
         int64_t i = 0;
         for (; i + 16 <= width; i += 16)
-            store(out + row * width + i, rounded<T>(activation(load(gate + i))) * load(up + i));
+            store(out + row * width + i, gated<T, activation>(load(gate + i), load(up + i)));
         if (i < width)
             store_part(out + row * width + i,
-                       rounded<T>(activation(load_part(gate + i, width - i))) * load_part(up + i, width - i), width - i);
+                       gated<T, activation>(load_part(gate + i, width - i), load_part(up + i, width - i)), width - i);
     }
 }
 

@@ -16,8 +16,6 @@ PAGODA_EXPORT void pagoda_norm_and_rotate(void* qkv, int64_t rows, int64_t row_s
                                           int64_t num_kv_heads, int64_t head_dim, const void* q_weight,
                                           const void* k_weight, float eps, const float* cosine, const float* sine,
                                           int64_t half, int32_t is_bf16, int32_t is_weight_bf16, int32_t num_threads);
-PAGODA_EXPORT void pagoda_activate_and_multiply(const void* gate_up, void* out, int64_t rows, int64_t width,
-                                                int32_t is_gelu, int32_t is_bf16, int32_t num_threads);
 PAGODA_EXPORT void pagoda_store_kv(const void* k, const void* v, int64_t k_stride, int64_t v_stride, void* k_cache,
                                    void* v_cache, const int64_t* slot_mapping, int64_t num_tokens, int64_t num_kv_heads,
                                    int64_t head_dim, int64_t block_size, int32_t is_bf16, int32_t is_cache_int8,
@@ -29,7 +27,7 @@ PAGODA_EXPORT void pagoda_attend(const void* q, int64_t q_stride, void* out, con
                                  const pagoda::PlanSizes* sizes, void* workspace);
 PAGODA_EXPORT void pagoda_linear_int8(const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows,
                                       const void* panels, int64_t out_features, int64_t in_features, void* out,
-                                      int32_t is_out_bf16, int32_t num_threads);
+                                      int32_t is_out_bf16, int32_t activation, int32_t num_threads);
 PAGODA_EXPORT void pagoda_linear_bfloat16_listed(const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows,
                                                  const void* panels, int64_t out_features, int64_t in_features,
                                                  void* out, int32_t is_out_bf16, const int32_t* listed,

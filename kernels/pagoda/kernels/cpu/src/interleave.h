@@ -46,22 +46,30 @@ PAGODA_INLINE void transpose(u32x16 (&rows)[16]) {
     }
 }
 
-// to[j * num_rows + i] = from[i][j], for up to 16 rows.
-PAGODA_INLINE void interleave(const uint32_t (*from)[16], int num_rows, int columns, uint32_t* to) {
+// The first `count` words; where there is `room` for 16, the others may be written, too.
+PAGODA_INLINE void store_words(uint32_t* to, u32x16 words, int count, [[maybe_unused]] int room) {
+#ifdef __AVX512F__
+    _mm512_mask_storeu_epi32(to, (1u << count) - 1, cast<__m512i>(words));
+#else
+    std::memcpy(to, &words, room >= 16 ? sizeof words : count * sizeof(uint32_t));
+#endif
+}
+
+// to[j * num_rows + i] = row(i)[j], for up to max_rows rows and 16 columns.
+template <int max_rows, typename Row>
+PAGODA_INLINE void interleave(int num_rows, int columns, uint32_t* to, const Row& row) {
     if (num_rows == 1) {
-        std::memcpy(to, from[0], columns * sizeof(uint32_t));
+        store_words(to, row(0), columns, columns);
         return;
     }
     u32x16 words[16] = {};
-    for (int i = 0; i < num_rows; i++) words[i] = load_as<u32x16>(from[i]);
+    PAGODA_UNROLL
+    for (int i = 0; i < max_rows; i++)
+        if (i < num_rows) words[i] = row(i);
     transpose(words);
-    for (int j = 0; j < columns; j++) {
-        // Whole vectors reach into columns that come later, but never behind the last one.
-        if (j * num_rows + 16 <= columns * num_rows)
-            std::memcpy(to + j * num_rows, &words[j], sizeof words[j]);
-        else
-            std::memcpy(to + j * num_rows, &words[j], num_rows * sizeof(uint32_t));
-    }
+    PAGODA_UNROLL
+    for (int j = 0; j < 16; j++)
+        if (j < columns) store_words(to + j * num_rows, words[j], num_rows, (columns - j) * num_rows);
 }
 
 // to[j][i] = from[i][j]

@@ -8,9 +8,11 @@ namespace {
 // As in layers.py, and so are all the following.
 struct Linear {
     void (*multiply)(const void* x, int64_t x_stride, int32_t is_x_bf16, int64_t rows, const void* panels,
-                     int64_t out_features, int64_t in_features, void* out, int32_t is_out_bf16, int32_t num_threads);
+                     int64_t out_features, int64_t in_features, void* out, int32_t is_out_bf16, int32_t activation,
+                     int32_t num_threads);
     const void* panels;
     int64_t out_features, in_features;
+    int32_t activation;
 };
 
 struct Layer {
@@ -29,9 +31,9 @@ struct Layer {
 };
 
 struct Shape {
-    int64_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, block_size;
+    int64_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim, block_size;
     float eps;
-    int32_t is_bf16, is_cache_int8, is_norm_bf16, is_head_norm_bf16, is_gelu;
+    int32_t is_bf16, is_cache_int8, is_norm_bf16, is_head_norm_bf16;
 };
 
 struct Rope {
@@ -58,8 +60,8 @@ struct Step {
     void* attention_workspace;
     // The residual stream and its norm [num_tokens, hidden_size], both read and written.
     void *x, *normed;
-    // Scratch for one row each of num_tokens: queries, keys and values; attended; gate and up; activated; what is added.
-    void *qkv, *attended, *gate_up, *activated, *delta;
+    // Scratch for one row each of num_tokens: queries, keys and values; attended; activated; what is added.
+    void *qkv, *attended, *activated, *delta;
     int32_t num_threads;
 };
 
@@ -110,16 +112,14 @@ class Stack {
     void project(const Layer& layer, int64_t rows) const {
         multiply(layer.o, step_.attended, step_.delta, rows);
         add(layer.attention_out_norm, layer.mlp_norm, rows);
-        multiply(layer.gate_up, step_.normed, step_.gate_up, rows);
-        pagoda_activate_and_multiply(step_.gate_up, step_.activated, rows, shape_.intermediate_size, shape_.is_gelu,
-                                     shape_.is_bf16, step_.num_threads);
+        multiply(layer.gate_up, step_.normed, step_.activated, rows);
         multiply(layer.down, step_.activated, step_.delta, rows);
         add(layer.mlp_out_norm, layer.next_norm, rows);
     }
 
     void multiply(const Linear& linear, const void* x, void* out, int64_t rows) const {
         linear.multiply(x, linear.in_features, shape_.is_bf16, rows, linear.panels, linear.out_features,
-                        linear.in_features, out, shape_.is_bf16, step_.num_threads);
+                        linear.in_features, out, shape_.is_bf16, linear.activation, step_.num_threads);
     }
 
     // Delta, normed first if there is an `out_norm`, is added to x, of which the next norm is made.

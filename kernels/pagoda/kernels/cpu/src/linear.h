@@ -5,6 +5,9 @@
 // blocks of as many rows as a tile's sums fit into registers: [steps][rows] words of 32 bits, each broadcast to all
 // outputs.
 //
+// With an activation, a panel's first 16 outputs are gates and its last 16 what they are for, and its results are the 16
+// products: what a thread has just summed is activated before it leaves the processor's caches.
+//
 // A sum runs over the steps in ascending order, one step after the other, whatever the number of rows and threads:
 // where it is interrupted, it waits in memory at full precision. So a row's bits depend on that row only.
 #pragma once
@@ -13,7 +16,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <vector>
 
+#include "activation.h"
 #include "interleave.h"
 #include "work_sharing.h"
 
@@ -30,6 +35,9 @@ constexpr int64_t kGroupRows = 240;
 // memory, whose way there and back a layer of few outputs would feel.
 constexpr int64_t kSlabBytes = 256 << 10;
 
+// Results of a panel.
+constexpr int64_t panel_columns(Activation activation) { return activation ? kPanel / 2 : kPanel; }
+
 // x [rows, in_features] with rows x_stride elements apart; out [rows, out_features].
 struct LinearCall {
     const void* x;
@@ -40,7 +48,10 @@ struct LinearCall {
     int64_t in_features, out_features;
     void* out;
     bool is_out_bf16;
+    Activation activation;
     int num_threads;
+
+    int64_t num_panels() const { return ceil_div(out_features, panel_columns(activation)); }
 };
 
 // Weights that are needed soon: each step fetches `stride` bytes more of them into L2, at most two lines, so that
@@ -75,7 +86,6 @@ struct Layout {
         : steps(ceil_div(in_features, Format::kStepInputs)),
           panel_bytes(steps * Format::kStepBytes + Format::kTailBytes) {}
 
-    int64_t bytes(int64_t out_features) const { return ceil_div(out_features, kPanel) * panel_bytes; }
     int64_t words_per_row() const { return Format::kRowWords + steps * Format::kStepWords; }
 };
 
@@ -108,7 +118,7 @@ class Slab {
           rows_(rows),
           packed_(packed),
           blocks_(ceil_div(rows, Format::kMaxRows)),
-          panels_(ceil_div(call.out_features, kPanel)) {
+          panels_(call.num_panels()) {
         const int64_t block_bytes = Format::kMaxRows * layout_.words_per_row() * sizeof(uint32_t);
         int64_t blocks_per_group = kGroupBytes / block_bytes;
         if (blocks_per_group > kGroupRows / Format::kMaxRows) blocks_per_group = kGroupRows / Format::kMaxRows;
@@ -135,7 +145,8 @@ class Slab {
         const int64_t strip_steps = kStripBytes / Format::kStepBytes;
         const char* weights = call_.panels + panel * layout_.panel_bytes;
         Sum sums[kGroupRows][2];
-        std::memset(sums, 0, (row_of(last) - row_of(first)) * sizeof sums[0]);
+        // Where a panel is one strip, no sum waits for the next: they stay in L1, block after block in the same place.
+        const bool is_one_strip = layout_.steps <= strip_steps;
         for (int64_t step = 0; step < layout_.steps; step += strip_steps) {
             const int64_t steps = layout_.steps - step < strip_steps ? layout_.steps - step : strip_steps;
             const char* strip = weights + step * Format::kStepBytes;
@@ -146,7 +157,8 @@ class Slab {
                 // The next strip, a part of it per block.
                 const char* next = strip + strip_bytes * (blocks + block - first) / blocks;
                 const Ahead ahead = {blocks == 1 ? strip + kFetchAhead : next, Format::kStepBytes / blocks};
-                Sum(*const block_sums)[2] = sums + (begin - row_of(first));
+                Sum(*const block_sums)[2] = is_one_strip ? sums : sums + (begin - row_of(first));
+                if (step == 0) std::memset(block_sums, 0, rows * sizeof sums[0]);
                 multiply_rows<Format, Format::kMaxRows>(rows, x, strip, steps, block_sums, ahead);
                 if (step + steps == layout_.steps) finish(block_sums, begin, rows, panel);
             }
@@ -160,28 +172,47 @@ class Slab {
 
     void finish(const Sum (*sums)[2], int64_t begin, int64_t rows, int64_t panel) const {
         if (call_.is_out_bf16)
-            store_results((bf16*)call_.out, sums, begin, rows, panel);
+            finish_as((bf16*)call_.out, sums, begin, rows, panel);
         else
-            store_results((float*)call_.out, sums, begin, rows, panel);
+            finish_as((float*)call_.out, sums, begin, rows, panel);
     }
 
     template <typename T>
+    void finish_as(T* out, const Sum (*sums)[2], int64_t begin, int64_t rows, int64_t panel) const {
+        if (call_.activation == kSilu)
+            store_results<T, store_gated<T, silu>>(out, sums, begin, rows, panel);
+        else if (call_.activation == kGeluTanh)
+            store_results<T, store_gated<T, gelu_tanh>>(out, sums, begin, rows, panel);
+        else
+            store_results<T, store_both<T>>(out, sums, begin, rows, panel);
+    }
+
+    template <typename T>
+    static PAGODA_INLINE void store_both(T* out, f32x16 low, f32x16 high) {
+        store(out, low);
+        store(out + 16, high);
+    }
+    template <typename T, f32x16 (*activation)(f32x16)>
+    static PAGODA_INLINE void store_gated(T* out, f32x16 gate, f32x16 up) {
+        store(out, gated<T, activation>(rounded_to<T>(gate), rounded_to<T>(up)));
+    }
+
+    template <typename T, void (*store_panel)(T*, f32x16, f32x16)>
     void store_results(T* out, const Sum (*sums)[2], int64_t begin, int64_t rows, int64_t panel) const {
         const char* tail = call_.panels + (panel + 1) * layout_.panel_bytes - Format::kTailBytes;
         const f32x16 low_bias = load((const float*)tail), high_bias = load((const float*)tail + 16);
-        const int64_t columns = call_.out_features - panel * kPanel, stride = call_.out_features;
-        out += (first_row_ + begin) * stride + panel * kPanel;
+        const int64_t columns = panel_columns(call_.activation), stride = call_.out_features;
+        const int64_t left = stride - panel * columns;
+        out += (first_row_ + begin) * stride + panel * columns;
         for (int64_t row = 0; row < rows; row++, out += stride) {
             const f32x16 low = Format::result(sums[row][0], words_of(begin), rows, row, tail, 0) + low_bias;
             const f32x16 high = Format::result(sums[row][1], words_of(begin), rows, row, tail, 1) + high_bias;
-            if (columns >= kPanel) {
-                store(out, low);
-                store(out + 16, high);
+            if (left >= columns) {
+                store_panel(out, low, high);
             } else {
                 T lanes[kPanel];
-                store(lanes, low);
-                store(lanes + 16, high);
-                std::memcpy(out, lanes, columns * sizeof(T));
+                store_panel(lanes, low, high);
+                std::memcpy(out, lanes, left * sizeof(T));
             }
         }
     }
@@ -201,7 +232,7 @@ template <class Format>
 void linear(const LinearCall& call) {
     thread_local Workspace workspace;
     const Layout<Format> layout(call.in_features);
-    const int64_t work = layout.bytes(call.out_features) * (16 + call.rows) / 16;
+    const int64_t work = call.num_panels() * layout.panel_bytes * (16 + call.rows) / 16;
     const int wanted = call.num_threads < kMaxThreads ? call.num_threads : kMaxThreads;
     const int num_threads = work < kWorthThreads ? 1 : wanted;
     const int64_t row_bytes = layout.words_per_row() * sizeof(uint32_t);
@@ -234,13 +265,6 @@ void linear_listed(const LinearCall& call, const int32_t* listed, int64_t stride
     }
 }
 
-// The bias of a panel; 0 where there is none.
-PAGODA_INLINE void pack_bias(const float* bias, int64_t first, int64_t out_features, char* tail) {
-    float lanes[kPanel] = {};
-    for (int64_t i = 0; bias && i < kPanel && first + i < out_features; i++) lanes[i] = bias[first + i];
-    std::memcpy(tail, lanes, sizeof lanes);
-}
-
 // Fewer misses of the address translation when weights stream by; a hint that may be refused.
 inline void advise_huge_pages(char* memory, int64_t bytes) {
     constexpr uintptr_t kHugePage = 2 << 20;
@@ -249,18 +273,33 @@ inline void advise_huge_pages(char* memory, int64_t bytes) {
     if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
 }
 
-// Weights of one tensor as panels. Format::pack_panel(weight, in_features, outputs, to) gets the rows of one panel.
+// Which row of the weight is output i of a panel; -1: none is.
+constexpr int64_t weight_row(int64_t panel, int i, int64_t out_features, Activation activation) {
+    const int64_t columns = panel_columns(activation), column = panel * columns + i % columns;
+    return column < out_features ? i / columns * out_features + column : -1;
+}
+
+// Weights of one tensor as panels. Format::pack_panel(rows, in_features, to) gets the panel's rows, zeros where it has
+// none.
 template <class Format, typename T>
 void pack_panels(const T* weight, const float* bias, char* panels, int64_t out_features, int64_t in_features,
-                 int num_threads) {
+                 Activation activation, int num_threads) {
     const Layout<Format> layout(in_features);
-    advise_huge_pages(panels, layout.bytes(out_features));
+    const std::vector<T> zeros(in_features);
+    const int64_t num_panels = ceil_div(out_features, panel_columns(activation));
+    advise_huge_pages(panels, num_panels * layout.panel_bytes);
 #pragma omp parallel for num_threads(num_threads)
-    for (int64_t panel = 0; panel < ceil_div(out_features, kPanel); panel++) {
-        const int64_t first = panel * kPanel, left = out_features - first;
+    for (int64_t panel = 0; panel < num_panels; panel++) {
+        const T* rows[kPanel];
+        float biases[kPanel];
+        for (int i = 0; i < kPanel; i++) {
+            const int64_t row = weight_row(panel, i, out_features, activation);
+            rows[i] = row < 0 ? zeros.data() : weight + row * in_features;
+            biases[i] = bias && row >= 0 ? bias[row] : 0.0f;
+        }
         char* to = panels + panel * layout.panel_bytes;
-        Format::pack_panel(weight + first * in_features, in_features, left < kPanel ? left : kPanel, to);
-        pack_bias(bias, first, out_features, to + layout.panel_bytes - Format::kTailBytes);
+        Format::pack_panel(rows, in_features, to);
+        std::memcpy(to + layout.panel_bytes - Format::kTailBytes, biases, sizeof biases);
     }
 }
 

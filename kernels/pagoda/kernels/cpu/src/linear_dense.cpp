@@ -21,12 +21,11 @@ struct Float32 {
     template <typename T>
     static void pack_rows(const T* x, int64_t stride, int rows, int64_t in_features, uint32_t* to) {
         for (int64_t i = 0; i < in_features; i += 16) {
-            uint32_t words[kMaxRows][16];
-            for (int row = 0; row < rows; row++) {
+            const int columns = in_features - i < 16 ? in_features - i : 16;
+            interleave<kMaxRows>(rows, columns, to + i * rows, [&](int row) {
                 fetch_columns(x + row * stride + i);
-                store((float*)words[row], load_columns(x + row * stride + i, in_features - i));
-            }
-            interleave(words, rows, in_features - i < 16 ? in_features - i : 16, to + i * rows);
+                return cast<u32x16>(load_columns(x + row * stride + i, in_features - i));
+            });
         }
     }
 
@@ -50,12 +49,12 @@ struct Float32 {
     static f32x16 result(Sum sum, const uint32_t*, int, int, const char*, int) { return sum; }
 
     template <typename T>
-    static void pack_panel(const T* weight, int64_t in_features, int outputs, char* to) {
+    static void pack_panel(const T* const* rows, int64_t in_features, char* to) {
         for (int64_t i = 0; i < in_features; i += 16) {
             uint32_t words[kPanel][16] = {};
-            for (int out = 0; out < outputs; out++) {
-                fetch_columns(weight + out * in_features + i);
-                store((float*)words[out], load_columns(weight + out * in_features + i, in_features - i));
+            for (int out = 0; out < kPanel; out++) {
+                fetch_columns(rows[out] + i);
+                store((float*)words[out], load_columns(rows[out] + i, in_features - i));
             }
             interleave_panel(words, in_features - i < 16 ? in_features - i : 16, (uint32_t*)to + i * kPanel);
         }
@@ -70,24 +69,20 @@ struct Bf16 {
 
     // 16 pairs.
     template <typename T>
-    static void load_pairs(const T* from, int64_t count, uint32_t (&to)[16]) {
-        if (sizeof(T) == sizeof(bf16) && count >= 32) {
-            std::memcpy(to, from, sizeof to);
-            return;
-        }
-        const u16x16 low = to_bf16(load_columns(from, count)), high = to_bf16(load_columns(from + 16, count - 16));
-        std::memcpy(to, &low, sizeof low);
-        std::memcpy(to + 8, &high, sizeof high);
+    static PAGODA_INLINE u32x16 load_pairs(const T* from, int64_t count) {
+        if (sizeof(T) == sizeof(bf16) && count >= 32) return load_as<u32x16>(from);
+        return pack_bf16(load_columns(from, count), load_columns(from + 16, count - 16));
     }
     static int64_t pairs(int64_t inputs) { return inputs < 32 ? ceil_div(inputs, 2) : 16; }
 
     template <typename T>
-    static void pack_panel(const T* weight, int64_t in_features, int outputs, char* to) {
+    static void pack_panel(const T* const* rows, int64_t in_features, char* to) {
         for (int64_t i = 0; i < in_features; i += 32) {
             uint32_t words[kPanel][16] = {};
-            for (int out = 0; out < outputs; out++) {
-                fetch_columns(weight + out * in_features + i);
-                load_pairs(weight + out * in_features + i, in_features - i, words[out]);
+            for (int out = 0; out < kPanel; out++) {
+                fetch_columns(rows[out] + i);
+                const u32x16 pairs = load_pairs(rows[out] + i, in_features - i);
+                std::memcpy(words[out], &pairs, sizeof pairs);
             }
             interleave_panel(words, pairs(in_features - i), (uint32_t*)to + i / 2 * kPanel);
         }
@@ -102,12 +97,10 @@ struct Bf16 {
     template <typename T>
     static void pack_rows(const T* x, int64_t stride, int rows, int64_t in_features, uint32_t* to) {
         for (int64_t i = 0; i < in_features; i += 32) {
-            uint32_t words[kMaxRows][16];
-            for (int row = 0; row < rows; row++) {
+            interleave<kMaxRows>(rows, pairs(in_features - i), to + i / 2 * rows, [&](int row) {
                 fetch_columns(x + row * stride + i);
-                load_pairs(x + row * stride + i, in_features - i, words[row]);
-            }
-            interleave(words, rows, pairs(in_features - i), to + i / 2 * rows);
+                return load_pairs(x + row * stride + i, in_features - i);
+            });
         }
     }
 
@@ -134,12 +127,11 @@ struct Bf16 {
     template <typename T>
     static void pack_rows(const T* x, int64_t stride, int rows, int64_t in_features, uint32_t* to) {
         for (int64_t i = 0; i < in_features; i += 16) {
-            uint32_t words[kMaxRows][16];
-            for (int row = 0; row < rows; row++) {
+            const int columns = in_features - i < 16 ? 2 * ceil_div(in_features - i, 2) : 16;
+            interleave<kMaxRows>(rows, columns, to + i * rows, [&](int row) {
                 fetch_columns(x + row * stride + i);
-                store((float*)words[row], load_columns(x + row * stride + i, in_features - i));
-            }
-            interleave(words, rows, in_features - i < 16 ? 2 * ceil_div(in_features - i, 2) : 16, to + i * rows);
+                return cast<u32x16>(load_columns(x + row * stride + i, in_features - i));
+            });
         }
     }
 

@@ -49,7 +49,7 @@ struct Int4 {
                 store_bytes(first, words[row] + 2);
                 store_bytes(second, words[row] + 6);
             }
-            interleave(words, rows, kStepWords, to);
+            interleave<kMaxRows>(rows, kStepWords, to, [&](int row) { return load_as<u32x16>(words[row]); });
         }
     }
 
@@ -88,14 +88,14 @@ struct Int4 {
     static f32x16 result(Sum sum, const uint32_t*, int, int, const char*, int) { return sum; }
 
     template <typename T>
-    static void pack_panel(const T* weight, int64_t in_features, int outputs, char* to) {
+    static void pack_panel(const T* const* rows, int64_t in_features, char* to) {
         for (int64_t i = 0; i < in_features; i += kGroup, to += kStepBytes) {
             float columns[kGroup][kPanel] = {};
-            for (int out = 0; out < outputs; out++) {
-                fetch_columns(weight + out * in_features + i);
+            for (int out = 0; out < kPanel; out++) {
+                fetch_columns(rows[out] + i);
                 float row[kGroup];
-                store(row, load_columns(weight + out * in_features + i, in_features - i));
-                store(row + 16, load_columns(weight + out * in_features + i + 16, in_features - i - 16));
+                store(row, load_columns(rows[out] + i, in_features - i));
+                store(row + 16, load_columns(rows[out] + i + 16, in_features - i - 16));
                 for (int j = 0; j < kGroup; j++) columns[j][out] = row[j];
             }
             u32x16 words[2][kQuads];
@@ -116,13 +116,9 @@ struct Int4 {
         u32x16 words[kQuads];
     };
 
-    static f32x16 as_bf16(f32x16 x) {
-        return cast<f32x16>(u32x16(__builtin_convertvector(to_bf16(x), u32x16) << 16));
-    }
-
     // The nearest values at a given scale, rounded to bfloat16.
     static Codes nearest(const float (*columns)[kPanel], int first, f32x16 scale) {
-        Codes codes = {as_bf16(scale), {}, {}, {}, {}};
+        Codes codes = {rounded_to<bf16>(scale), {}, {}, {}, {}};
         const f32x16 inverse = codes.scale != 0.0f ? 1.0f / codes.scale : f32x16{};
         for (int i = 0; i < kGroup; i++) {
             const f32x16 weight = load(columns[i] + first), x = weight * inverse;

@@ -42,7 +42,8 @@ struct Int8 {
                     store_bytes(quantized, words[row] + 4 * part);
                 }
             }
-            interleave(words, rows, left < 64 ? ceil_div(left, 4) : 16, steps + i / 4 * rows);
+            interleave<kMaxRows>(rows, left < 64 ? ceil_div(left, 4) : 16, steps + i / 4 * rows,
+                                 [&](int row) { return load_as<u32x16>(words[row]); });
         }
         for (int row = 0; row < rows; row++) to[rows + row] = -128 * sum_lanes(totals[row]);
     }
@@ -70,16 +71,16 @@ struct Int8 {
     }
 
     template <typename T>
-    static void pack_panel(const T* weight, int64_t in_features, int outputs, char* to) {
+    static void pack_panel(const T* const* rows, int64_t in_features, char* to) {
         Scale scales[kPanel] = {};
-        for (int out = 0; out < outputs; out++)
-            scales[out] = scale_of(largest(weight + out * in_features, in_features));
+        for (int out = 0; out < kPanel; out++)
+            scales[out] = scale_of(largest(rows[out], in_features));
         for (int64_t i = 0; i < in_features; i += 64) {
             const int64_t left = in_features - i;
             uint32_t words[kPanel][16] = {};
-            for (int out = 0; out < outputs; out++)
+            for (int out = 0; out < kPanel; out++)
                 for (int part = 0; part < 4; part++)
-                    store_bytes(rounded(load_columns(weight + out * in_features + i + 16 * part, left - 16 * part) *
+                    store_bytes(rounded(load_columns(rows[out] + i + 16 * part, left - 16 * part) *
                                         scales[out].inverse) + 128,
                                 words[out] + 4 * part);
             interleave_panel(words, left < 64 ? ceil_div(left, 4) : 16, (uint32_t*)to + i / 4 * kPanel);

@@ -224,7 +224,7 @@ PAGODA_EXPORT int64_t pagoda_shortlist(const void* x, int64_t x_stride, int32_t 
                        rounding, size,  panel_rounding, panel_size};
     for (int64_t row = 0; row < num_rows; row++)
         if (!has_few(rows, row, head.panels)) return 0;
-    pagoda_linear_int8(x, x_stride, is_bf16, num_rows, int8, tokens, in_features, logits, false, num_threads);
+    pagoda_linear_int8(x, x_stride, is_bf16, num_rows, int8, tokens, in_features, logits, false, 0, num_threads);
     // A panel of one row takes as long as one of sixteen in the whole product, where it is read once for all rows.
     std::atomic<int64_t> budget(head.panels * (16 + num_rows) / 64);
 #pragma omp parallel for schedule(dynamic) num_threads(num_threads)
