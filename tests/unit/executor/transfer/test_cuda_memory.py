@@ -18,6 +18,8 @@ from transfer_ends import (
     EMPTY,
     LAYOUT,
     NUM_BLOCKS,
+    MakeReceiver,
+    MakeSender,
     block,
     empty_cache,
     full_cache,
@@ -40,9 +42,6 @@ from pagoda.executor.transfer.reports import Reason
 from pagoda.executor.transfer.sender import Sender
 from pagoda.rpc.arrays import pack_u32
 from pagoda.v1 import transfer_pb2 as pb
-
-MakeReceiver = Callable[..., Receiver]
-MakeSender = Callable[..., Sender]
 
 GPU = torch.device("cuda", 0)
 OFFSET = 512

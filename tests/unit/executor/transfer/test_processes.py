@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from transfer_ends import (
     EMPTY,
     NUM_BLOCKS,
     TRANSPORTS,
+    MakeReceiver,
+    MakeSender,
     block,
     empty_cache,
     full_cache,
@@ -31,12 +33,7 @@ from transfer_ends import (
     wait_for_failures,
 )
 
-from pagoda.executor.transfer.receiver import Receiver
 from pagoda.executor.transfer.reports import Reason
-from pagoda.executor.transfer.sender import Sender
-
-MakeReceiver = Callable[..., Receiver]
-MakeSender = Callable[..., Sender]
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.parametrize("transport", TRANSPORTS)]
 

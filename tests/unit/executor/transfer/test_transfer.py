@@ -7,7 +7,6 @@ import random
 import socket
 import threading
 import zlib
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -22,6 +21,8 @@ from transfer_ends import (
     NUM_BLOCKS,
     SHAPE,
     TRANSPORTS,
+    MakeReceiver,
+    MakeSender,
     RawSender,
     block,
     empty_cache,
@@ -45,9 +46,6 @@ from pagoda.rpc.arrays import pack_u32
 from pagoda.rpc.curve import new_key_pair
 from pagoda.v1 import common_pb2
 from pagoda.v1 import transfer_pb2 as pb
-
-MakeReceiver = Callable[..., Receiver]
-MakeSender = Callable[..., Sender]
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -23,6 +23,9 @@ from pagoda.v1 import common_pb2
 from pagoda.v1 import transfer_pb2 as pb
 
 T = TypeVar("T")
+# What the fixtures that make them are called with.
+MakeReceiver = Callable[..., Receiver]
+MakeSender = Callable[..., Sender]
 
 _ARE_YOU_THERE = pb.TransferResponse(receipts=pb.TransferReceipts())
 
