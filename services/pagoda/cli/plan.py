@@ -37,7 +37,7 @@ def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
     keys = {"PAGODA_API_KEY": ",".join(options.api_key)} if options.api_key else {}
     tokenizers = _names("tokenizer", options.tokenizers)
     gateway = shared_options(GatewayOptions, options, tokenizers=tuple(_socket(folder, each) for each in tokenizers))
-    return [
+    services = [
         _service(
             "gateway",
             "gateway",
@@ -49,6 +49,8 @@ def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
         *_executors(options, folder, model, environ),
         _scheduler(options, folder, environ),
     ]
+    cpus = _left_by_decoding(options)
+    return [each if each.kind == "executor" else dataclasses.replace(each, cpus=cpus) for each in services]
 
 
 def check(options: ServeOptions) -> None:
@@ -81,37 +83,55 @@ def _tokenizer(options: ServeOptions, folder: Path, model: Path, name: str, envi
 
 
 def _executors(options: ServeOptions, folder: Path, model: Path, environ: dict[str, str]) -> list[Service]:
-    counts = options.num_executors
-    shares = _shares(sum(counts.values()))
+    roles = _roles(options)
+    shares = _shares(options)
     # More executors than processors: one thread each is the least.
-    threads = options.threads or (None if sum(counts.values()) == 1 or shares[0] else 1)
+    threads = options.threads or (None if len(roles) == 1 or shares else 1)
     services: list[Service] = []
-    for role, count in counts.items():
-        for name in _names("executor" if role == "mixed" else role, count):
-            listen = _socket(folder, name)
-            executor = shared_options(
-                ExecutorOptions,
-                options,
-                model=str(model),
-                role=role,
-                listen=listen,
-                scheduler=_socket(folder, "scheduler"),
-                threads=threads,
-                cpus=None if threads else shares[len(services)],
-                name=name,
-            )
-            service = _service("executor", name, executor, listen, environ)
-            services.append(dataclasses.replace(service, niceness=_PREFILL_NICENESS if role == "prefill" else 0))
+    for name, role in roles.items():
+        listen = _socket(folder, name)
+        executor = shared_options(
+            ExecutorOptions,
+            options,
+            model=str(model),
+            role=role,
+            listen=listen,
+            scheduler=_socket(folder, "scheduler"),
+            threads=threads,
+            cpus=",".join(map(str, shares[name])) if shares else None,
+            name=name,
+        )
+        service = _service("executor", name, executor, listen, environ)
+        services.append(dataclasses.replace(service, niceness=_PREFILL_NICENESS if role == "prefill" else 0))
     return services
 
 
-def _shares(count: int) -> list[str | None]:
-    """The processors of each of `count` executors: those that share some get in each other's way."""
+def _roles(options: ServeOptions) -> dict[str, str]:
+    """Executor -> role."""
+    return {
+        name: role
+        for role, count in options.num_executors.items()
+        for name in _names("executor" if role == "mixed" else role, count)
+    }
+
+
+def _shares(options: ServeOptions) -> dict[str, list[int]]:
+    """Executor -> its processors: those that share some get in each other's way. Empty when they have to."""
+    names = list(_roles(options))
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if count == 1 or len(cpus) < count:
-        return [None] * count
-    bounds = [len(cpus) * i // count for i in range(count + 1)]
-    return [",".join(map(str, cpus[first:last])) for first, last in pairwise(bounds)]
+    if options.threads or len(names) == 1 or len(cpus) < len(names):
+        return {}
+    bounds = [len(cpus) * i // len(names) for i in range(len(names) + 1)]
+    return {name: cpus[first:last] for name, (first, last) in zip(names, pairwise(bounds), strict=True)}
+
+
+def _left_by_decoding(options: ServeOptions) -> frozenset[int]:
+    """Processors for the other services where some executors only decode: a step that waits for its processor makes
+    every stream wait. Empty where there are none, or no others."""
+    shares, roles = _shares(options), _roles(options)
+    if "decode" not in roles.values():
+        return frozenset()
+    return frozenset(cpu for name, share in shares.items() if roles[name] != "decode" for cpu in share)
 
 
 def _scheduler(options: ServeOptions, folder: Path, environ: dict[str, str]) -> Service:

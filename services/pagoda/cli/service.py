@@ -24,6 +24,7 @@ class Service:
     address: where it answers health checks: "unix:/path" (gRPC) or an http:// URL
     environ: its whole environment
     niceness: how far it stands back when processors are scarce, from 0 to 19
+    cpus: the processors that it stays on; empty: any
     """
 
     name: str
@@ -32,6 +33,7 @@ class Service:
     address: str
     environ: Mapping[str, str] = field(repr=False)
     niceness: int = 0
+    cpus: frozenset[int] = frozenset()
 
 
 class Child:
@@ -54,10 +56,12 @@ class Child:
             # Ctrl-C is for the supervisor, which stops the services in order.
             process_group=0,
         )
-        if service.niceness:
-            # It has no threads yet, and those to come inherit this.
-            with suppress(ProcessLookupError):
+        # It has no threads yet, and those to come inherit this.
+        with suppress(ProcessLookupError):
+            if service.niceness:
                 os.setpriority(os.PRIO_PROCESS, process.pid, service.niceness)
+            if service.cpus:
+                os.sched_setaffinity(process.pid, service.cpus)
         return cls(process)
 
     @property

@@ -19,8 +19,13 @@ from torch import Tensor
 _HUGE_PAGE = 2 << 20
 # Linux 5.14; older ones refuse it, and steps make their pages.
 _MADV_POPULATE_WRITE = 23
-# Between two parts, as a multiple of what the first took.
+# More than the step's threads have, which wait for each other. Where they leave the processor nothing, this is about a
+# tenth of it; and at rest between two parts, as a multiple of the processor time that the first took.
+_NICENESS = 10
 _REST = 4
+# Pages of a part that are there, or being made, beyond the one that is written to. The blocks of a prompt that others
+# send are granted at once, and steps go on taking blocks while pages are made.
+_PAGES = 2
 
 
 class PagesAhead:
@@ -39,7 +44,7 @@ class PagesAhead:
 
     def use(self, last_block: int) -> None:
         """Blocks up to this one are written to now; those that come next will be soon."""
-        wanted = min(self._num_blocks, (last_block // self._blocks_per_page + 2) * self._blocks_per_page)
+        wanted = min(self._num_blocks, (last_block // self._blocks_per_page + 1 + _PAGES) * self._blocks_per_page)
         if wanted <= self._num_ready or (self._thread and self._thread.is_alive()):
             return
         first, self._num_ready = self._num_ready, wanted
@@ -48,7 +53,8 @@ class PagesAhead:
 
     def _make(self, first: int, last: int) -> None:
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
         begin, num_bytes = self._cache.data_ptr(), self._cache.nbytes
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -57,8 +63,8 @@ class PagesAhead:
             # Whole pages: what the ends of them hold is not touched.
             start = (part + first * self._part_bytes) // page * page
             end = min(-(-(part + last * self._part_bytes) // page) * page, num_bytes)
-            began = time.perf_counter()
+            began = time.thread_time()
             if madvise(begin + start, end - start, _MADV_POPULATE_WRITE):
                 return
             # Steps wait for the processor that this takes from one of their threads.
-            time.sleep(_REST * (time.perf_counter() - began))
+            time.sleep(_REST * (time.thread_time() - began))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,17 @@ def test_prompts_stand_back() -> None:
     niceness = {each.name: each.niceness for each in services.values() if each.kind == "executor"}
     assert niceness == {"prefill-0": 10, "prefill-1": 10, "decode": 0, "executor": 0}
     assert not any(each.niceness for each in services.values() if each.kind != "executor")
+
+
+def test_decoding_has_its_cores_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7, 8, 9})
+    services = services_of(ServeOptions(prefill_executors=1, decode_executors=2))
+    cpus = {name: options_of(services[name]).cpus for name in ("prefill", "decode-0", "decode-1")}
+    assert cpus == {"prefill": "2,3", "decode-0": "5,7", "decode-1": "8,9"}
+    assert {each.cpus for each in services.values() if each.kind != "executor"} == {frozenset({2, 3})}
+    assert not any(each.cpus for each in services.values() if each.kind == "executor")
+    for others in (ServeOptions(executors=2), ServeOptions(prefill_executors=1, decode_executors=9)):
+        assert not any(each.cpus for each in services_of(others).values())
 
 
 def test_executors_share_the_cores() -> None:

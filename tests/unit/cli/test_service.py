@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
 
 from pagoda.cli.service import Child, Service
 
 
-async def test_a_service_stands_back() -> None:
-    niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19)
+@asynccontextmanager
+async def started(**fields: Any) -> AsyncIterator[Child]:
     waits = "import signal; signal.pause()"
-    child = await Child.start(Service("some", "executor", (sys.executable, "-c", waits), "", os.environ, niceness))
+    child = await Child.start(Service("some", "executor", (sys.executable, "-c", waits), "", os.environ, **fields))
     try:
-        assert os.getpriority(os.PRIO_PROCESS, child.pid) == niceness
+        yield child
     finally:
         assert await child.stop(10)
+
+
+async def test_a_service_stands_back() -> None:
+    niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19)
+    async with started(niceness=niceness) as child:
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == niceness
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to processors here")
+async def test_a_service_stays_on_its_processors() -> None:
+    one = {min(os.sched_getaffinity(0))}
+    async with started(cpus=frozenset(one)) as child:
+        assert os.sched_getaffinity(child.pid) == one
+    async with started() as child:
+        assert os.sched_getaffinity(child.pid) == os.sched_getaffinity(0)

@@ -12,8 +12,8 @@ from torch import Tensor
 from pagoda.executor.kv_cache import KvLayout, allocate
 from pagoda.executor.pages_ahead import PagesAhead
 
-# 4 parts of 8 MiB: 2 layers, blocks of 4 KiB.
-LAYOUT = KvLayout(2048, 16, 2, 2, 64, torch.bfloat16)
+# 4 parts of 16 MiB: 2 layers, blocks of 4 KiB.
+LAYOUT = KvLayout(4096, 16, 2, 2, 64, torch.bfloat16)
 
 
 def resident_bytes(cache: Tensor) -> int:
@@ -40,16 +40,17 @@ def test_the_next_blocks_have_pages_and_the_others_none() -> None:
     assert resident_bytes(cache) < 1 << 20
     pages = PagesAhead(cache)
     wait(pages)
-    # Two huge pages' worth in each part, and at most the ends of two more.
-    assert 16 << 20 <= resident_bytes(cache) <= 24 << 20
+    # Three huge pages' worth in each part, and at most the ends of two more.
+    assert 24 << 20 <= resident_bytes(cache) <= 32 << 20
     pages.use(511)
-    assert resident_bytes(cache) <= 24 << 20
+    wait(pages)
+    assert resident_bytes(cache) <= 32 << 20
     pages.use(512)
     wait(pages)
-    assert resident_bytes(cache) >= 24 << 20
-    pages.use(2047)
+    assert resident_bytes(cache) >= 32 << 20
+    pages.use(4095)
     wait(pages)
-    assert resident_bytes(cache) == 32 << 20
+    assert resident_bytes(cache) == 64 << 20
 
 
 def test_blocks_that_are_there_keep_what_they_hold() -> None:
@@ -57,7 +58,7 @@ def test_blocks_that_are_there_keep_what_they_hold() -> None:
     cache[:, :, ::100] = 3.0
     pages = PagesAhead(cache)
     wait(pages)
-    pages.use(2047)
+    pages.use(4095)
     wait(pages)
     assert (cache[:, :, ::100] == 3.0).all()
     assert not cache[:, :, 1::100].any()
