@@ -14,6 +14,13 @@ from pagoda.scheduler.core.spec import ExecutorRole
 SLOW = 0.01
 
 
+def connected() -> Link:
+    """Something has arrived, at once."""
+    link = Link()
+    send(link, 16, 0.0, 0.0)
+    return link
+
+
 def send(link: Link, num_tokens: int, now: float, seconds_per_token: float) -> float:
     """Blocks leave and arrive. Returns when."""
     link.num_tokens += num_tokens
@@ -31,7 +38,7 @@ def test_a_fast_link_is_one_of_which_nothing_is_known() -> None:
 
 
 def test_the_rate_is_learned_from_what_has_arrived() -> None:
-    link = Link()
+    link = connected()
     now = send(link, MEMORY_TOKENS, 100.0, SLOW)
     assert link.seconds_per_token(now) == pytest.approx(SLOW / 2)
     # Few tokens tell little.
@@ -43,7 +50,7 @@ def test_the_rate_is_learned_from_what_has_arrived() -> None:
 
 
 def test_what_goes_the_same_way_waits_for_what_was_sent_before() -> None:
-    link = Link()
+    link = connected()
     for _ in range(3):
         link.num_tokens += 100
         link.note_left(100.0)
@@ -64,6 +71,14 @@ def test_the_time_until_the_step_that_pushes_is_not_the_links() -> None:
     assert link.seconds_per_token(110.0 + LATENCY_S) == 0.0
 
 
+def test_the_first_to_arrive_have_waited_for_a_connection() -> None:
+    link = Link()
+    now = send(link, MEMORY_TOKENS, 100.0, SLOW)
+    assert link.seconds_per_token(now) == 0.0
+    now = send(link, MEMORY_TOKENS, now, SLOW)
+    assert link.seconds_per_token(now) == pytest.approx(SLOW / 2)
+
+
 def test_what_does_not_arrive_is_news() -> None:
     link = Link()
     link.num_tokens += 100
@@ -77,7 +92,7 @@ def test_what_does_not_arrive_is_news() -> None:
 
 
 def test_an_estimate_fades_while_nothing_travels() -> None:
-    link = Link()
+    link = connected()
     now = send(link, MEMORY_TOKENS, 100.0, SLOW)
     assert link.seconds_per_token(now + HALF_LIFE_S) == pytest.approx(SLOW / 4)
     # It does not begin anew with the next push.

@@ -93,6 +93,77 @@ def test_the_first_token_does_not_wait_for_the_transfer(cell: Any, num_tokens: i
     check(cell, request)
 
 
+@pytest.fixture
+def stopped(make_cell: Callable[..., Any]) -> tuple[Any, Request]:
+    """Plans are sent ahead: a request's row is stopped, and both its steps are still in flight."""
+    cell = make_cell(max_local_prefill_tokens=8, max_plans_in_flight=2)
+    join(cell, "P", ExecutorRole.PREFILL)
+    join(cell, "D", ExecutorRole.DECODE)
+    request = submit(cell)
+    cell.plan()
+    cell.plan()
+    cell.answer("D")
+    cell.plan()
+    cell.check()
+    assert request.move.is_stopped
+    assert not request.move.has_left
+    return cell, request
+
+
+def finish(cell: Any) -> None:
+    """All that is in flight comes back, and everything ends."""
+    for name, flights in cell.in_flight.items():
+        while flights:
+            cell.answer(name)
+    cell.run()
+
+
+def test_no_token_is_computed_in_vain_where_plans_are_sent_ahead(stopped: tuple[Any, Request]) -> None:
+    cell, request = stopped
+    cell.answer("P")
+    plan = cell.plan()["P"]
+    assert (plan.ended_rows, len(cell.in_flight["P"][-1][1].rows)) == ([0], 0)
+    while cell.parcels:
+        cell.deliver()
+    # Everything is there, but for the token that the last step has sampled.
+    assert (request.move.num_arrived, cell.tokens[request.key]) == (-(-len(PROMPT) // BLOCK_SIZE), [])
+    cell.answer("P")
+    cell.plan()
+    assert request_is_on(request, "D")
+    finish(cell)
+    check(cell, request)
+
+
+def lose_push(cell: Any, request: Request) -> None:
+    cell.core.note_failed("P", request.move.arrival.number, "unreachable", cell.now)
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [lambda cell, _: cell.lose("P"), lambda cell, _: cell.lose("D"), lose_push],
+    ids=["source", "target", "push"],
+)
+def test_what_goes_wrong_when_a_row_is_stopped_costs_a_recompute(
+    stopped: tuple[Any, Request], fails: Callable[[Any, Request], None]
+) -> None:
+    cell, request = stopped
+    fails(cell, request)
+    assert request.move is None
+    cell.check()
+    join(cell, "D2", ExecutorRole.DECODE)
+    finish(cell)
+    check(cell, request)
+    assert (cell.core.counters.recoveries, cell.core.counters.moves_failed) == (1, 1)
+
+
+def test_a_stopped_request_can_be_aborted(stopped: tuple[Any, Request]) -> None:
+    cell, request = stopped
+    cell.core.abort(request.key)
+    cell.check()
+    finish(cell)
+    assert not any(lane.arriving or lane.pool.num_referenced for lane in cell.core.lanes.values())
+
+
 def test_nothing_is_pushed_before_the_target_knows(cell: Any) -> None:
     request = submit(cell)
     cell.plan()

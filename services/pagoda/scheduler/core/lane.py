@@ -202,7 +202,7 @@ class Lane:
         self._last_result_at = 0.0
         # Smallest first, which keeps the rows in use together.
         self._free_rows = list(range(spec.max_num_seqs))
-        # Rows that have all their tokens once the steps in flight are back; the next plan ends them.
+        # Rows that have all the tokens they get here once the steps in flight are back; the next plan ends them.
         self._retired: set[int] = set()
         # What waits for `settle`: requests whose blocks nobody writes to any more, and rows with new full blocks.
         self._departed: list[Departed] = []
@@ -395,10 +395,10 @@ class Lane:
         insort(self.prompts, row, key=self._rank_of_row)
 
     def retire(self, row: int) -> None:
-        """The row has all the tokens it may have when the step in the making is back: it does not run again."""
+        """The row does not run again; it still gets the tokens of the steps in flight and of the one in the making."""
         self.rows.decoding[row] = False
         self._retired.add(row)
-        self.ended_rows.append(row)
+        self._end_row(row)
 
     def leave(self, row: int, *, preempted: bool = False) -> None:
         """The row's request ended or must make room; it gets its tokens. `free_departed` does the rest."""
@@ -412,11 +412,9 @@ class Lane:
         if row in self._retired:
             self._retired.remove(row)
         else:
-            self.ended_rows.append(row)
+            self._end_row(row)
         if row in self.prompts:
             self.prompts.remove(row)
-        if self.block_changes:
-            self.block_changes = [change for change in self.block_changes if change[0] != row]
         self.pool.unexpect(request.hashes.chain[rows.num_remembered_blocks[row] : rows.num_expected_blocks[row]], row)
         departed = Departed(
             request,
@@ -560,12 +558,18 @@ class Lane:
             problems.append(f"has {num_slots} slots in {len(rows.block_ids[row])} blocks")
         places = (bool(rows.decoding[row]), row in self.prompts, row in self._retired)
         expected = (num_known - num_computed == 1, num_known - num_computed > 1, False)
-        if num_known == limit and row in self._retired:
+        if row in self._retired and (num_known == limit or (request.move and request.move.is_stopped)):
             expected = (False, False, True)
         if places != expected:
             left = num_known - num_computed
             problems.append(f"has {left} tokens to compute, but (decodes, prompt, retired) = {places}")
         return problems
+
+    def _end_row(self, row: int) -> None:
+        """The next plan says so, and no more of it."""
+        self.ended_rows.append(row)
+        if self.block_changes:
+            self.block_changes = [change for change in self.block_changes if change[0] != row]
 
     def _end_grant(self, arrival: Arrival) -> None:
         """The next plan withdraws it, before it gives the blocks to others; or never grants it."""

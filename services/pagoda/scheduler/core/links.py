@@ -1,8 +1,9 @@
 """How fast KV blocks travel between two lanes, learned from those that have arrived, and what that means for prompts.
 
 Blocks leave a lane when the step begins whose plan pushes them, and travel to another one after the other, so they have
-taken the time since then, or since those before them arrived. While nothing travels an estimate fades: sooner or later
-a prompt goes that way again, and tells whether the link has recovered.
+taken the time since then, or since those before them arrived. The first ones of all say nothing: they wait until there
+is a connection. While nothing travels an estimate fades: sooner or later a prompt goes that way again, and tells
+whether the link has recovered.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ HALF_LIFE_S = 10.0
 class Link:
     """From one lane to another."""
 
-    __slots__ = ("_num_travelling", "_seconds_per_token", "_since", "num_tokens")
+    __slots__ = ("_is_connected", "_num_travelling", "_seconds_per_token", "_since", "num_tokens")
 
     def __init__(self) -> None:
         self.num_tokens = 0
@@ -36,6 +37,8 @@ class Link:
         self._since = 0.0
         """When the first of them began to travel; where there are none, when the last had arrived."""
         self._seconds_per_token = 0.0
+        self._is_connected = False
+        """Something has arrived."""
 
     def seconds_per_token(self, now: float) -> float:
         if self._num_travelling:
@@ -52,8 +55,10 @@ class Link:
 
     def note_arrived(self, num_tokens: int, now: float) -> None:
         if self._num_travelling:
-            new = max(0.0, now - self._since) / num_tokens
-            self._seconds_per_token += (new - self._seconds_per_token) * num_tokens / (num_tokens + MEMORY_TOKENS)
+            if self._is_connected:
+                new = max(0.0, now - self._since) / num_tokens
+                self._seconds_per_token += (new - self._seconds_per_token) * num_tokens / (num_tokens + MEMORY_TOKENS)
+            self._is_connected = True
             self._since = max(self._since, now)
         self.forget(num_tokens)
 

@@ -2,14 +2,15 @@
 
 A move begins with a reservation: blocks and a row of the target. The target's next plan grants the move the right to
 write to those blocks; before that plan has come back, nothing is pushed. All the while the request goes on where it is,
-and its lane's plans push what earlier ones have computed. When only its last token is left to compute it leaves its
-row, the rest is pushed, and once everything has arrived it starts on the target, which computes that token.
+and its lane's plans push what earlier ones have computed. When the steps in flight leave only its last token to
+compute, its row is stopped and the next plan pushes the rest. With the last of those steps it leaves its row, and once
+everything has arrived it starts on the target, which computes that token.
 
 A push is no copy: blocks are read where they are, at any time until they have arrived. So the lane lends them, and
 writes nothing else to them until the move has ended. When it has failed, some of them may still be read while they are
 being overwritten; that ends in blocks of a move that nobody knows any more.
 
-Whatever goes wrong before a request has left its row costs it nothing. After that it goes back to the queue and is
+Whatever goes wrong before a request's row is stopped costs it nothing. After that it goes back to the queue and is
 computed again. A push that comes late finds no right to write: the plan that gives a block to somebody else withdraws
 the right first.
 """
@@ -52,6 +53,7 @@ class Move:
 
     __slots__ = (
         "arrival",
+        "is_stopped",
         "least_tokens",
         "left_at",
         "num_arrived",
@@ -65,11 +67,13 @@ class Move:
         self.request = request
         self.arrival = arrival
         self.least_tokens = least_tokens
+        self.is_stopped = False
+        """Its row gets the tokens of the steps in flight, and no others."""
         self.num_pushed = 0
         """Of the granted blocks, from the first."""
         self.num_arrived = 0
         self.num_needed = 0
-        """How many must arrive; known when the request has left its row."""
+        """How many must arrive; known when its row is stopped."""
         self.left_at: float | None = None
         """When it left its row."""
 
@@ -176,10 +180,16 @@ class Moves:
 
     def cancel(self, move: Move, reason: str, now: float) -> list[Request]:
         """The move is off. Returns the request if it has no row any more."""
+        request, source = move.request, move.arrival.source
         self._give_up(move, reason)
-        if diary := move.request.diary:
-            diary.end("transfer", now, failure=reason)
-        return [move.request] if move.has_left else []
+        if request.diary:
+            request.diary.end("transfer", now, failure=reason)
+        has_left = move.has_left
+        if move.is_stopped and request.lane is source:
+            # Nobody would run it.
+            source.leave(request.row)
+            has_left = True
+        return [request] if has_left else []
 
     def note_ended(self, move: Move) -> None:
         """The request has ended."""
@@ -211,16 +221,21 @@ class Moves:
         if not arrival.is_granted:
             return
         rows = source.rows
-        num_tokens = int(rows.num_tokens[row])
-        if not (rows.decoding[row] and num_tokens >= move.least_tokens):
-            self._push_up_to(move, int(rows.num_computed[row]) // source.spec.block_size, now)
-        elif source.num_blocks_for(num_tokens) > arrival.num_blocks:
-            # It went on for longer than there was room made for.
-            self.cancel(move, Failure.OUTGROWN, now)
-        else:
-            num_blocks = source.num_blocks_for(num_tokens - 1)
+        num_known = int(rows.num_known[row])
+        if not move.is_stopped:
+            if not (rows.decoding[row] and num_known >= move.least_tokens):
+                self._push_up_to(move, int(rows.num_computed[row]) // source.spec.block_size, now)
+                return
+            if source.num_blocks_for(num_known) > arrival.num_blocks:
+                # It went on for longer than there was room made for.
+                self.cancel(move, Failure.OUTGROWN, now)
+                return
+            source.retire(row)
+            move.is_stopped = True
+            num_blocks = source.num_blocks_for(num_known - 1)
             self._push_up_to(move, num_blocks, now)
             move.num_needed = max(0, num_blocks - len(arrival.shared))
+        if rows.num_tokens[row] == num_known:
             move.left_at = now
             source.leave(row)
             if request.diary:

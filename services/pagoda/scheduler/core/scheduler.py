@@ -222,11 +222,13 @@ class Scheduler:
             self._kv_events.remove_lane(lane_id)
         if not self.lanes:
             self._without_lanes_since = now
+        running = lane.requests
+        for request in running:
+            lane.forget_row(request.row)
         for move in self.moves.of(lane):
             self._recover(self.moves.cancel(move, Failure.EXECUTOR_LOST, now), Loss.EXECUTOR, now)
         self.moves.links.forget(lane)
-        for request in lane.requests:
-            lane.forget_row(request.row)
+        for request in running:
             self._recover([request], Loss.EXECUTOR, now)
             request.note_lost(died)
             if request.num_lanes_lost >= MAX_LANES_LOST:
