@@ -9,8 +9,8 @@
            longest that one of the streams waits until that prompt's first token
     W6     64 streams, 32/256: with a small model, what serving costs
     W8     8 streams of 128/1,024; when each has had 160 tokens, two prompts of 4,096 tokens come, one after the other:
-           the 99th percentile of the gaps between a stream's tokens while they are computed, and of the same gaps when
-           the streams were alone, just before
+           the 99th percentile of the gaps between a stream's tokens while they are computed, and of the same gaps of
+           streams that were alone, just before and just after: a machine's speed moves
     W7     1 stream, 1,024/2: the time to the first token is the prompt's
 
 Prompts are token ids, others in every run; decoding is greedy and never ends early.
@@ -101,13 +101,17 @@ async def run(url: str, model: str, load: Load, seed: str) -> Figures:
     began, cpu_began = time.perf_counter(), time.process_time()
     if load.intruder:
         intruders = [_token_ids(rng, load.intruder) for _ in range(load.num_intruders)]
-        alone = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams)
+        before = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams)
         prompts = load.prompts(rng)  # of the others, the KV cache knows
         began, cpu_began = time.perf_counter(), time.process_time()
-        answers, more = await _run_with_intruders(client, prompts, intruders, load.intrudes_after, alone)
+        answers, late = await _run_with_intruders(client, prompts, intruders, load.intrudes_after)
     else:
-        answers, more = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams), {}
+        answers = await run_load(client, prompts, [0.0] * len(prompts), load.num_streams)
     found = Run(answers, time.perf_counter() - began, time.process_time() - cpu_began)
+    more: Figures = {}
+    if load.intruder:
+        after = await run_load(client, load.prompts(rng), [0.0] * len(prompts), load.num_streams)
+        more = _compare_gaps(answers, late, [before, after])
     connections.close()
     for answer, prompt in zip(answers, prompts, strict=True):
         if answer.is_ok and answer.num_output_tokens != prompt.num_output_tokens:
@@ -126,14 +130,9 @@ async def warm_up(url: str, model: str) -> str:
 
 
 async def _run_with_intruders(
-    client: CompletionClient,
-    prompts: Sequence[Prompt],
-    intruders: Sequence[list[int]],
-    intrudes_after: int,
-    alone: Sequence[Answer],
-) -> tuple[list[Answer], Figures]:
-    """alone: answers to as many prompts of this kind while nobody intruded."""
-
+    client: CompletionClient, prompts: Sequence[Prompt], intruders: Sequence[list[int]], intrudes_after: int
+) -> tuple[list[Answer], list[Answer]]:
+    """The answers to the prompts, and those to the intruders."""
     is_time = asyncio.Event()
 
     def look() -> None:
@@ -147,12 +146,21 @@ async def _run_with_intruders(
         async with asyncio.timeout(TIMEOUT_S):
             await is_time.wait()
         late = [await client.send(Prompt(intruder, _INTRUDER_OUTPUT)) for intruder in intruders]
+    return answers, late
+
+
+def _compare_gaps(answers: Sequence[Answer], late: Sequence[Answer], alone: Sequence[Sequence[Answer]]) -> Figures:
+    """What the intruders did to the gaps between tokens.
+
+    late: answers to the intruders
+    alone: runs of as many prompts of this kind, while nobody intruded
+    """
     if errors := [each.error for each in late if not each.is_ok]:
-        return answers, {"intruder_error": errors[0]}
+        return {"intruder_error": errors[0]}
     # A gap grows with what its sequence has in the KV cache, so it is compared with the one at the same place.
     places = [gaps_between(answer, late[0].started_at, late[-1].first_at) for answer in answers]
-    disturbed, calm = _gaps_s(answers, places), _gaps_s(alone, places)
-    return answers, {
+    disturbed, calm = _gaps_s(answers, places), [gap for each in alone for gap in _gaps_s(each, places)]
+    return {
         "intruder_ttft_ms": statistics.median(each.ttft_s for each in late) * 1e3,
         "longest_gap_ms": max(disturbed, default=0.0) * 1e3,
         "p99_gap_ms": _percentile(disturbed, 99) * 1e3,

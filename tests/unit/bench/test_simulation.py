@@ -384,8 +384,8 @@ def test_what_goes_the_same_way_goes_one_after_the_other(run_simulation: Run) ->
     [
         # The other one goes on alone, at once.
         ("prefill", 0.5),
-        # So it does, and has sent the second token when its next step pushes three blocks to the one that joined.
-        ("decode", 0.25 + 0.75 + 0.125 + 0.25),
+        # So it does, and when it has sent the second token it pushes three blocks to the one that joined.
+        ("decode", 0.75 + 0.125 + 0.25),
     ],
 )
 def test_an_executor_dies_with_blocks_on_their_way(run_simulation: Run, role: str, gap_s: float) -> None:
