@@ -1,4 +1,4 @@
-"""Copies of cache blocks in C++ (src/block_copy.cpp): in the calling thread alone, and without the GIL."""
+"""What is done to whole cache blocks in C++ (src/block_copy.cpp): in the calling thread alone, and without the GIL."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class CpuBlockCopy:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._gather = declared(library.pagoda_gather_blocks, [POINTER, *[SIZE] * 3, POINTER, SIZE, POINTER])
         self._copy = declared(library.pagoda_copy_blocks, [POINTER, *[SIZE] * 3, POINTER, POINTER, SIZE, POINTER, SIZE])
+        self._touch = declared(library.pagoda_touch_blocks, [POINTER, *[SIZE] * 5])
 
     def gather(self, cache: Bytes, block_ids: Int64, piece: Bytes) -> None:
         """piece[:, i] = cache[:, block_ids[i]]; `piece` is in the processor's cache then, as far as it fits"""
@@ -42,3 +43,7 @@ class CpuBlockCopy:
             source.ctypes.data,
             source.shape[1],
         )
+
+    def touch(self, cache: Bytes, first: int, last: int) -> None:
+        """cache[:, first:last] has its pages then; other threads may use it meanwhile"""
+        self._touch(cache.ctypes.data, *cache.shape, first, last)

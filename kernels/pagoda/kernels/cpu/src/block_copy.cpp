@@ -88,3 +88,15 @@ void pagoda_copy_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int6
     }
     settle();
 }
+
+// Writes to every page of blocks [first, last), by which memory gets its pages; others may write there meanwhile.
+void pagoda_touch_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes, int64_t first,
+                         int64_t last) {
+    constexpr int64_t kSmallPage = 4096;
+    for (int64_t part = 0; part < num_parts; ++part) {
+        volatile char* blocks = static_cast<char*>(cache) + part * num_blocks * part_bytes;
+        for (int64_t at = first * part_bytes; at < last * part_bytes; at += kSmallPage)
+            __atomic_fetch_or(blocks + at, 0, __ATOMIC_RELAXED);
+        if (first < last) __atomic_fetch_or(blocks + last * part_bytes - 1, 0, __ATOMIC_RELAXED);
+    }
+}

@@ -41,3 +41,5 @@ PAGODA_EXPORT void pagoda_gather_blocks(const void* cache, int64_t num_parts, in
 PAGODA_EXPORT void pagoda_copy_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
                                       const int64_t* block_ids, const int64_t* source_ids, int64_t num_ids,
                                       const void* source, int64_t source_blocks);
+PAGODA_EXPORT void pagoda_touch_blocks(void* cache, int64_t num_parts, int64_t num_blocks, int64_t part_bytes,
+                                       int64_t first, int64_t last);
