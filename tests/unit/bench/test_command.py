@@ -47,8 +47,8 @@ def test_pools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Moves between executors" in output
     moves = json.loads(path.read_text())["moves"]
     assert moves["remote_prefills"] == moves["moves_done"] == 20
-    # The prompts, of 1,024 tokens, 128 KiB each; and a block more of those whose second token was on its way.
-    assert 0 <= moves["moved_bytes"] - 20 * 1024 * 128 * 1024 <= 20 * 16 * 128 * 1024
+    # The prompts, of 64 blocks of 16 tokens, 128 KiB each; a block more of the 15 whose second token was on its way.
+    assert moves["moved_bytes"] == (20 * 64 + 15) * 16 * 128 * 1024
     assert exit_of(*FEW, "--executors-per-cell", "2") == 0
     assert "Moves between executors" not in capsys.readouterr().out
 

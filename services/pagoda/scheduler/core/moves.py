@@ -184,12 +184,11 @@ class Moves:
         self._give_up(move, reason)
         if request.diary:
             request.diary.end("transfer", now, failure=reason)
-        has_left = move.has_left
         if move.is_stopped and request.lane is source:
             # Nobody would run it.
             source.leave(request.row)
-            has_left = True
-        return [request] if has_left else []
+            return [request]
+        return [request] if move.has_left else []
 
     def note_ended(self, move: Move) -> None:
         """The request has ended."""

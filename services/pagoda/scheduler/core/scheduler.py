@@ -223,6 +223,7 @@ class Scheduler:
         if not self.lanes:
             self._without_lanes_since = now
         running = lane.requests
+        # Before their moves end: nothing can be done with rows of a lane that is gone.
         for request in running:
             lane.forget_row(request.row)
         for move in self.moves.of(lane):
