@@ -22,6 +22,9 @@ from pagoda.tokenizer.config import TokenizerOptions
 # Prompts take the processors that decoding and the other services leave. Whoever waits for the next token notices some
 # milliseconds; whoever waits for a prompt does not.
 _PREFILL_NICENESS = 10
+# A step that waits for its processor makes every stream wait. What other programs run there takes turns of milliseconds,
+# and still gets a tenth of it.
+_DECODE_NICENESS = -10
 
 
 def plan(options: ServeOptions, folder: Path, model: Path) -> list[Service]:
@@ -102,8 +105,14 @@ def _executors(options: ServeOptions, folder: Path, model: Path, environ: dict[s
             name=name,
         )
         service = _service("executor", name, executor, listen, environ)
-        services.append(dataclasses.replace(service, niceness=_PREFILL_NICENESS if role == "prefill" else 0))
+        services.append(dataclasses.replace(service, niceness=_niceness(role, has_own_cpus=bool(shares))))
     return services
+
+
+def _niceness(role: str, *, has_own_cpus: bool) -> int:
+    if role == "prefill":
+        return _PREFILL_NICENESS
+    return _DECODE_NICENESS if role == "decode" and has_own_cpus else 0
 
 
 def _roles(options: ServeOptions) -> dict[str, str]:
@@ -126,8 +135,7 @@ def _shares(options: ServeOptions) -> dict[str, list[int]]:
 
 
 def _left_by_decoding(options: ServeOptions) -> frozenset[int]:
-    """Processors for the other services where some executors only decode: a step that waits for its processor makes
-    every stream wait. Empty where there are none, or no others."""
+    """Processors for the other services where some executors only decode. Empty where there are none, or no others."""
     shares, roles = _shares(options), _roles(options)
     if "decode" not in roles.values():
         return frozenset()

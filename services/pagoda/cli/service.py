@@ -23,7 +23,8 @@ class Service:
     command: program and arguments
     address: where it answers health checks: "unix:/path" (gRPC) or an http:// URL
     environ: its whole environment
-    niceness: how far it stands back when processors are scarce, from 0 to 19
+    niceness: how far it stands back when processors are scarce, from -20, before all others, to 19; below 0 only where
+        the system lets this process do that
     cpus: the processors that it stays on; empty: any
     """
 
@@ -59,7 +60,8 @@ class Child:
         # It has no threads yet, and those to come inherit this.
         with suppress(ProcessLookupError):
             if service.niceness:
-                os.setpriority(os.PRIO_PROCESS, process.pid, service.niceness)
+                with suppress(PermissionError):
+                    os.setpriority(os.PRIO_PROCESS, process.pid, service.niceness)
             if service.cpus:
                 os.sched_setaffinity(process.pid, service.cpus)
         return cls(process)

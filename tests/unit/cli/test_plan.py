@@ -115,10 +115,14 @@ def test_keys_are_in_no_command_line() -> None:
     assert "sk-1" not in greeting(ServeOptions(api_key=("sk-1",)))
 
 
-def test_prompts_stand_back() -> None:
+@pytest.mark.parametrize(("num_cpus", "decoding"), [(4, -10), (3, 0)])
+def test_prompts_stand_back_and_decoding_goes_first_on_cores_of_its_own(
+    num_cpus: int, decoding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cpus)))
     services = services_of(ServeOptions(prefill_executors=2, decode_executors=1, executors=1))
     niceness = {each.name: each.niceness for each in services.values() if each.kind == "executor"}
-    assert niceness == {"prefill-0": 10, "prefill-1": 10, "decode": 0, "executor": 0}
+    assert niceness == {"prefill-0": 10, "prefill-1": 10, "decode": decoding, "executor": 0}
     assert not any(each.niceness for each in services.values() if each.kind != "executor")
 
 

@@ -29,6 +29,19 @@ async def test_a_service_stands_back() -> None:
         assert os.getpriority(os.PRIO_PROCESS, child.pid) == niceness
 
 
+async def test_a_service_goes_first_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def refuse(_: int, pid: int, niceness: int) -> None:
+        asked.append((pid, niceness))
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    async with started(niceness=-10) as child:
+        assert asked == [(child.pid, -10)]
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to processors here")
 async def test_a_service_stays_on_its_processors() -> None:
     one = {min(os.sched_getaffinity(0))}
