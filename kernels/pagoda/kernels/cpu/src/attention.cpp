@@ -15,6 +15,11 @@ namespace {
 // Below this many numbers a second thread costs more than it saves.
 constexpr int64_t kWorthThreads = 1 << 15;
 
+// Memory gives more where it is read by pages: a head's part of a block may be less than one.
+constexpr int64_t kPageBytes = 4096;
+// Most KV heads that go through the keys together, and most rows of each of them.
+constexpr int64_t kMostHeads = 4, kFewRows = 16;
+
 // Hands out aligned pieces of memory, or, without memory, counts them.
 class Arena {
   public:
@@ -48,23 +53,34 @@ struct Partial {
     }
 };
 
-// What a thread needs for an item.
-struct Scratch {
+// The rows of one KV head of an item, and what they know.
+struct Rows {
     uint32_t* q;         // rows in blocks, each [head_dim / kPack, rows of the block] units
     float* scales;       // [rows]; of scores
     int32_t* positions;  // [rows]
     f32x16* sums;        // [rows]
     Partial split, total;
-    uint32_t* tile;  // what TileReader wants
-    float* tile_scales;
 
-    Scratch(Arena& arena, int64_t rows, int64_t head_dim)
+    Rows(Arena& arena, int64_t rows, int64_t head_dim)
         : q(arena.take<uint32_t>(rows * head_dim)),
           scales(arena.take<float>(rows)),
           positions(arena.take<int32_t>(rows)),
           sums(arena.take<f32x16>(rows)),
           split(arena, rows, head_dim),
-          total(arena, rows, head_dim),
+          total(arena, rows, head_dim) {}
+};
+
+// What a thread needs for an item.
+struct Scratch {
+    Rows heads[kMostHeads];  // those behind the first have room for kFewRows
+    uint32_t* tile;          // what TileReader wants
+    float* tile_scales;
+
+    Scratch(Arena& arena, int64_t rows, int64_t head_dim)
+        : heads{{arena, rows, head_dim},
+                {arena, kFewRows, head_dim},
+                {arena, kFewRows, head_dim},
+                {arena, kFewRows, head_dim}},
           tile(arena.take<uint32_t>(2 * kTileKeys * head_dim)),
           tile_scales(arena.take<float>(2 * kTileKeys)) {}
 
@@ -108,13 +124,12 @@ struct Attention {
     CacheShape shape;
     ScoreParams params;
 
-    // One KV head of an item, and where its keys are.
+    // KV heads of an item that go through the keys together, and where these are.
     struct Piece {
         const Item* item;
-        int64_t head;
+        int64_t first_head, num_heads;
         TileReader<Format> reader;
-        Tile<Format> first;
-        int64_t last_start;  // of the last tile
+        int64_t first_start, last_start;  // of the first and the last tile
     };
 
     void run(const Item* items, const PlanSizes& sizes, char* workspace) const {
@@ -126,27 +141,41 @@ struct Attention {
             Arena arena(workspace + omp_get_thread_num() * scratch_bytes);
             const Scratch scratch(arena, sizes.most_rows, shape.head_dim);
             const auto take = [&]() -> std::optional<Piece> {
-                const int64_t i = num_taken.fetch_add(1, std::memory_order_relaxed);
-                if (i >= sizes.num_items * kv_heads) return std::nullopt;
-                return piece(items[i / kv_heads], i % kv_heads, scratch);
+                while (true) {
+                    const int64_t i = num_taken.fetch_add(1, std::memory_order_relaxed);
+                    if (i >= sizes.num_items * kv_heads) return std::nullopt;
+                    const Item& item = items[i / kv_heads];
+                    // The other heads are their neighbour's.
+                    if (i % kv_heads % heads_together(item) == 0) return piece(item, i % kv_heads, scratch);
+                }
             };
             std::optional<Piece> current = take();
             while (current) current = run_piece(*current, scratch, partials, take);
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < sizes.num_merges * kv_heads; i++)
-                merge_item(items[sizes.num_items + i / kv_heads], i % kv_heads, scratch.total, partials);
+                merge_item(items[sizes.num_items + i / kv_heads], i % kv_heads, scratch.heads[0].total, partials);
         }
+    }
+
+    // As many as make a page; one where rows are many, which are computed for longer than their keys are read.
+    int64_t heads_together(const Item& item) const {
+        if (item.num_tokens * group_size > kFewRows || shape.block_size > kTileKeys) return 1;
+        const int64_t head_bytes = head_units<Format>(shape) * sizeof(typename Format::Unit);
+        return std::min({(kPageBytes + head_bytes - 1) / head_bytes, kMostHeads, shape.num_kv_heads});
     }
 
     Piece piece(const Item& item, int64_t head, const Scratch& scratch) const {
         const int64_t begin = std::max<int64_t>(0, item.first_position + int64_t(1) - params.window);
         const int64_t end = item.first_position + item.num_tokens;
         const int32_t* const block_table = block_tables + item.sequence * block_tables_stride;
-        const TileReader<Format> reader(k_cache, v_cache, block_table, shape, head, begin, end, scratch.tile,
+        const TileReader<Format> reader(k_cache, v_cache, block_table, shape, begin, end, scratch.tile,
                                         scratch.tile_scales);
-        return {&item, head, reader,
-                reader.locate(std::max(item.first_split * kSplitKeys, begin / kTileKeys * kTileKeys)),
+        return {&item,
+                head,
+                std::min(heads_together(item), shape.num_kv_heads - head),
+                reader,
+                std::max(item.first_split * kSplitKeys, begin / kTileKeys * kTileKeys),
                 (std::min(end, item.last_split * kSplitKeys) - 1) / kTileKeys * kTileKeys};
     }
 
@@ -154,35 +183,47 @@ struct Attention {
     template <typename Take>
     std::optional<Piece> run_piece(const Piece& piece, const Scratch& scratch, char* partials, const Take& take) const {
         const Item& item = *piece.item;
-        const int64_t head = piece.head, rows = item.num_tokens * group_size, head_dim = shape.head_dim;
+        const int64_t rows = item.num_tokens * group_size, head_dim = shape.head_dim;
         std::optional<Piece> following;
-        pack_rows(item, head, scratch);
-        scratch.total.clear(rows, head_dim);
-        Tile<Format> next = piece.first;
+        for (int64_t i = 0; i < piece.num_heads; i++) {
+            pack_rows(item, piece.first_head + i, scratch.heads[i]);
+            scratch.heads[i].total.clear(rows, head_dim);
+        }
+        int64_t start = piece.first_start;
         for (int64_t split = item.first_split; split < item.last_split; split++) {
-            scratch.split.clear(rows, head_dim);
-            std::fill_n(scratch.sums, rows, f32x16{});
-            for (bool more = true; more;) {
-                Tile<Format> tile = next;
-                const bool is_last = tile.start == piece.last_start;
-                if (!is_last)
-                    next = piece.reader.locate(tile.start + kTileKeys);
-                else if ((following = take()))
-                    next = following->first;
-                piece.reader.complete(tile);
-                add_tile(tile, next, rows, scratch);
-                more = !is_last && next.start < (split + 1) * kSplitKeys;
+            for (int64_t i = 0; i < piece.num_heads; i++) {
+                scratch.heads[i].split.clear(rows, head_dim);
+                std::fill_n(scratch.heads[i].sums, rows, f32x16{});
             }
-            for (int64_t r = 0; r < rows; r++) scratch.split.sum[r] = sum_lanes(scratch.sums[r]);
-            if (item.partial < 0) {
-                merge(scratch.total, scratch.split, rows, head_dim);
-            } else {
-                const Partial kept = partial(item, split - item.first_split, head, partials);
-                kept.clear(rows, head_dim);
-                merge(kept, scratch.split, rows, head_dim);
+            for (bool more = true; more; start += kTileKeys) {
+                const bool is_last = start == piece.last_start;
+                Ahead ahead;
+                if (!is_last)
+                    read_ahead(piece, start + kTileKeys, ahead);
+                else if ((following = take()))
+                    read_ahead(*following, following->first_start, ahead);
+                ahead.begin(fetching_steps(rows, piece.num_heads));
+                for (int64_t i = 0; i < piece.num_heads; i++) {
+                    Tile<Format> tile = piece.reader.locate(start, piece.first_head + i);
+                    piece.reader.complete(tile);
+                    add_tile(tile, ahead, rows, scratch.heads[i]);
+                }
+                more = !is_last && start + kTileKeys < (split + 1) * kSplitKeys;
+            }
+            for (int64_t i = 0; i < piece.num_heads; i++) {
+                const Rows& head = scratch.heads[i];
+                for (int64_t r = 0; r < rows; r++) head.split.sum[r] = sum_lanes(head.sums[r]);
+                if (item.partial < 0) {
+                    merge(head.total, head.split, rows, head_dim);
+                } else {
+                    const Partial kept = partial(item, split - item.first_split, piece.first_head + i, partials);
+                    kept.clear(rows, head_dim);
+                    merge(kept, head.split, rows, head_dim);
+                }
             }
         }
-        if (item.partial < 0) finish(item, head, scratch.total);
+        if (item.partial < 0)
+            for (int64_t i = 0; i < piece.num_heads; i++) finish(item, piece.first_head + i, scratch.heads[i].total);
         return following;
     }
 
@@ -195,6 +236,19 @@ struct Attention {
     }
 
   private:
+    static void read_ahead(const Piece& piece, int64_t start, Ahead& ahead) {
+        piece.reader.read_ahead(piece.reader.locate(start, piece.first_head), piece.num_heads, ahead);
+    }
+
+    // Steps of fetching while a tile is computed.
+    int64_t fetching_steps(int64_t rows, int64_t num_heads) const {
+        const int64_t blocks = std::min<int64_t>((rows + kBlockRows - 1) / kBlockRows, 2);
+        const int64_t scores = shape.head_dim / kPack * (kTileVectors / kColumns);
+        const int64_t left = shape.head_dim % (16 * kColumns);
+        const int64_t columns = shape.head_dim / (16 * kColumns) + left / 32 + left % 32 / 16;
+        return num_heads * blocks * (scores + kTileKeys / kPack * columns);
+    }
+
     // The place of the item's i-th split.
     Partial partial(const Item& item, int64_t i, int64_t head, char* partials) const {
         const int64_t rows = item.num_tokens * group_size;
@@ -204,38 +258,38 @@ struct Attention {
     }
 
     // Rows are in the order of tokens, so that those of a block see almost the same keys.
-    void pack_rows(const Item& item, int64_t head, const Scratch& scratch) const {
+    void pack_rows(const Item& item, int64_t head, const Rows& into) const {
         const int64_t rows = item.num_tokens * group_size, units = shape.head_dim / kPack;
         for (int64_t block = 0, end; block < rows; block = end) {
             end = block + block_rows(block, rows);
             const Query* from[kBlockRows];
             alignas(64) Query buffer[kBlockRows][kMaxHeadDim];
             for (int64_t r = block; r < end; r++) {
-                scratch.positions[r] = item.first_position + r / group_size;
+                into.positions[r] = item.first_position + r / group_size;
                 const Element* row = q + (item.first_token + r / group_size) * q_stride +
                                      (head * group_size + r % group_size) * shape.head_dim;
                 float scale = 1.0f;
                 from[r - block] = Format::to_query(row, shape.head_dim, buffer[r - block], scale);
-                scratch.scales[r] = params.scale * scale;
+                into.scales[r] = params.scale * scale;
             }
-            uint32_t* to = scratch.q + block * units;
+            uint32_t* to = into.q + block * units;
             for (int64_t unit = 0; unit < units; unit++)
                 for (int64_t r = 0; r < end - block; r++) std::memcpy(to++, from[r] + unit * kPack, sizeof(uint32_t));
         }
     }
 
-    void add_tile(const Tile<Format>& tile, const Tile<Format>& next, int64_t rows, const Scratch& scratch) const {
+    void add_tile(const Tile<Format>& tile, Ahead& ahead, int64_t rows, const Rows& head) const {
         for (int64_t first = 0; first < rows;) {
             const int first_rows = block_rows(first, rows);
             const int second_rows = first + first_rows < rows ? block_rows(first + first_rows, rows) : 0;
-            const int32_t* positions = scratch.positions + first;
+            const int32_t* positions = head.positions + first;
             const int32_t last_position = positions[first_rows + second_rows - 1];
             if (last_position >= tile.start && positions[0] - int64_t(params.window) < tile.start + kTileKeys - 1) {
-                const RowState state = {scratch.split.maximum + first, scratch.sums + first,
-                                        scratch.split.out + first * shape.head_dim};
+                const RowState state = {head.split.maximum + first, head.sums + first,
+                                        head.split.out + first * shape.head_dim};
                 const auto attend = first == 0 ? attend_group<Format, true> : attend_group<Format, false>;
-                attend(scratch.q + first * shape.head_dim / kPack, scratch.scales + first, first_rows, second_rows,
-                       tile, next, positions, params, shape.head_dim, state);
+                attend(head.q + first * shape.head_dim / kPack, head.scales + first, first_rows, second_rows,
+                       tile, ahead, positions, params, shape.head_dim, state);
             }
             first += first_rows + second_rows;
         }

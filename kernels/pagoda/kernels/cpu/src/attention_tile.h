@@ -46,43 +46,16 @@ struct Factors {
     alignas(64) float kept[16], added[16];  // added: in formats with scales; otherwise it is 1
 };
 
-// What a block of rows fetches while it is multiplied: all of the tile that is needed next, or half of it where there
-// are two blocks; nothing unless kFetch.
-//
-// What memory gives depends on how many requests are under way, and a core has room for few. So they are spread evenly
-// over all that is computed, and go through a tile's vectors in turns: streams that the processor reads further ahead.
-template <typename Format, bool kFetch>
-struct Ahead {
-    const Tile<Format>& tile;
-    bool is_half, is_second;
-
-    // Of rows that are `stride` apart: where to begin, and how far to go with each row that is multiplied. Half a row
-    // may end in the same line, which is asked for again, at no cost.
-    int64_t begin(int64_t rows, int64_t stride) const { return is_second ? rows * stride / 2 : 0; }
-    int64_t step(int64_t stride) const { return is_half ? stride / 2 : stride; }
-
-    static PAGODA_INLINE void fetch(const typename Format::Unit* units) {
-        if constexpr (kFetch) __builtin_prefetch(units, 0, 3);
-    }
-    // The first rows of values, one with every row of softmax.
-    PAGODA_INLINE void fetch_values(int row) const {
-        for (int i = 0; i < kTileVectors; i++) fetch(tile.values[i] + 16 * row);
-    }
-};
-
 template <typename Format, bool kFetch, int kRows, int kCount>
 PAGODA_INLINE void score_columns(const uint32_t* q, const float* scales, const Tile<Format>& tile, int first,
-                                 int64_t units, const Ahead<Format, kFetch>& ahead, float* scores) {
+                                 int64_t units, Ahead& ahead, float* scores) {
     typename Format::Sum sums[kRows][kCount] = {};
-    const int64_t ahead_step = ahead.step(ahead.tile.key_stride);
-    int64_t ahead_offset = ahead.begin(units, ahead.tile.key_stride);
-    for (int64_t unit = 0; unit < units; unit++, ahead_offset += ahead_step) {
+    auto* lines = kFetch ? ahead.take(units) : nullptr;
+    for (int64_t unit = 0; unit < units; unit++) {
+        if constexpr (kFetch) ahead.step(lines);
         u32x16 key[kCount];
 #pragma GCC unroll 8
-        for (int c = 0; c < kCount; c++) {
-            ahead.fetch(ahead.tile.keys[first + c] + ahead_offset);
-            key[c] = Format::load_units(tile.keys[first + c] + unit * tile.key_stride);
-        }
+        for (int c = 0; c < kCount; c++) key[c] = Format::load_units(tile.keys[first + c] + unit * tile.key_stride);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++) {
             const u32x16 query = splat_u32(q[unit * kRows + r]);
@@ -102,30 +75,26 @@ PAGODA_INLINE void score_columns(const uint32_t* q, const float* scales, const T
 
 // scores [kRows, kTileKeys] = scales q k^T; q: [head_dim / kPack, kRows] units, scales: [kRows].
 template <typename Format, bool kFetch, int kRows>
-void score_tile(const uint32_t* q, const float* scales, const Tile<Format>& tile, int64_t head_dim,
-                const Ahead<Format, kFetch>& ahead, float* scores) {
+void score_tile(const uint32_t* q, const float* scales, const Tile<Format>& tile, int64_t head_dim, Ahead& ahead,
+                float* scores) {
     for (int i = 0; i < kTileVectors; i += kColumns)
         score_columns<Format, kFetch, kRows, kColumns>(q, scales, tile, i, head_dim / Format::kPack, ahead, scores);
 }
 
 template <typename Format, bool kFetch, int kRows, int kCount>
 PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile<Format>& tile, int64_t head_dim, int64_t column,
-                                 const float* kept, const float* added, const Ahead<Format, kFetch>& ahead,
-                                 float* out) {
+                                 const float* kept, const float* added, Ahead& ahead, float* out) {
     constexpr int64_t kPairs = 16 / Format::kPack;
-    // In a line of 64 bytes.
-    constexpr int kLineColumns = 64 / (16 * sizeof(typename Format::Unit));
     typename Format::Sum sums[kRows][kCount] = {};
-    const int64_t last = tile.last, ahead_step = ahead.step(head_dim);
-    int64_t offset = column, ahead_offset = column + ahead.begin(kPairs, head_dim);
-    for (int64_t pair = 0; pair < kPairs; pair++, offset += head_dim, ahead_offset += ahead_step) {
+    const int64_t last = tile.last;
+    auto* lines = kFetch ? ahead.take(kPairs * (last - tile.first)) : nullptr;
+    int64_t offset = column;
+    for (int64_t pair = 0; pair < kPairs; pair++, offset += head_dim) {
         for (int64_t vector = tile.first; vector < last; vector++) {
+            if constexpr (kFetch) ahead.step(lines);
             u32x16 value[kCount];
 #pragma GCC unroll 8
-            for (int c = 0; c < kCount; c++) {
-                if (c % kLineColumns == 0) ahead.fetch(ahead.tile.values[vector] + ahead_offset + 16 * c);
-                value[c] = Format::load_units(tile.values[vector] + offset + 16 * c);
-            }
+            for (int c = 0; c < kCount; c++) value[c] = Format::load_units(tile.values[vector] + offset + 16 * c);
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; r++) {
                 const u32x16 weight = splat_u32(weights[r * kTileKeys / Format::kPack + vector * kPairs + pair]);
@@ -148,7 +117,7 @@ PAGODA_INLINE void weigh_columns(const uint32_t* weights, const Tile<Format>& ti
 // out [kRows, head_dim] = kept out + added weights v; weights: [kRows, kTileKeys / kPack] units, factors: [kRows].
 template <typename Format, bool kFetch, int kRows>
 void weigh_tile(const uint32_t* weights, const Tile<Format>& tile, int64_t head_dim, const float* kept,
-                const float* added, const Ahead<Format, kFetch>& ahead, float* out) {
+                const float* added, Ahead& ahead, float* out) {
     int64_t column = 0;
     for (; column + 16 * kColumns <= head_dim; column += 16 * kColumns)
         weigh_columns<Format, kFetch, kRows, kColumns>(weights, tile, head_dim, column, kept, added, ahead, out);
@@ -187,9 +156,9 @@ PAGODA_INLINE f32x16 largest_scores(const float* scores, int rows) {
 }
 
 // Turns scores [rows, kTileKeys] into weights [rows, kTileKeys / kPack] relative to the new maxima.
-template <typename Format, bool kFetch>
-PAGODA_INLINE void update_softmax(const float* scores, int rows, const Ahead<Format, kFetch>& ahead,
-                                  const RowState& state, uint32_t* weights, Factors& factors) {
+template <typename Format>
+PAGODA_INLINE void update_softmax(const float* scores, int rows, const RowState& state, uint32_t* weights,
+                                  Factors& factors) {
     constexpr int kPack = Format::kPack;
     // Lanes behind the rows belong to other rows, and stay as they are.
     const f32x16 old_maximum = load(state.maximum), maximum = max(old_maximum, largest_scores(scores, rows));
@@ -200,7 +169,6 @@ PAGODA_INLINE void update_softmax(const float* scores, int rows, const Ahead<For
         const float* row = scores + r * kTileKeys;
         uint32_t* units = weights + r * kTileKeys / kPack;
         f32x16 sum = state.sum[r] * factors.kept[r];
-        ahead.fetch_values(r);
         for (int i = 0; i < kTileVectors; i += 2) {
             const f32x16 first = exp2_up_to_0(load(row + 16 * i) - row_maximum);
             const f32x16 second = exp2_up_to_0(load(row + 16 * i + 16) - row_maximum);
@@ -215,10 +183,9 @@ PAGODA_INLINE void update_softmax(const float* scores, int rows, const Ahead<For
 // The same for values with scales, which the weights are multiplied with before they are rounded. They are relative to
 // the row's largest score and largest weight in this tile, so that what rounding costs does not depend on other tiles.
 // Overwrites the scores.
-template <typename Format, bool kFetch>
-PAGODA_INLINE void update_scaled_softmax(float* scores, int rows, const Tile<Format>& tile,
-                                         const Ahead<Format, kFetch>& ahead, const RowState& state, uint32_t* weights,
-                                         Factors& factors) {
+template <typename Format>
+PAGODA_INLINE void update_scaled_softmax(float* scores, int rows, const Tile<Format>& tile, const RowState& state,
+                                         uint32_t* weights, Factors& factors) {
     constexpr int kPack = Format::kPack;
     // Where a row sees nothing, masked scores are far below this one too.
     alignas(64) float tile_maximum[16], inverse[16];
@@ -234,7 +201,6 @@ PAGODA_INLINE void update_scaled_softmax(float* scores, int rows, const Tile<For
     for (int r = 0; r < rows; r++) {
         float* row = scores + r * kTileKeys;
         f32x16 sum = {};
-        ahead.fetch_values(r);
         for (int i = 0; i < kTileVectors; i++) {
             const f32x16 weight = exp2_up_to_0(load(row + 16 * i) - tile_maximum[r]);
             sum += weight;
@@ -276,10 +242,10 @@ inline int block_rows(int64_t first, int64_t rows) {
 }
 
 // Adds a tile to the state of one or two blocks of rows; q: [head_dim / kPack, rows of the block] units, for each;
-// scales: of scores, [rows]. next: the tile to fetch meanwhile, if kFetch.
+// scales: of scores, [rows]. ahead: what to fetch meanwhile, if kFetch.
 template <typename Format, bool kFetch>
 void attend_group(const uint32_t* q, const float* scales, int first_rows, int second_rows, const Tile<Format>& tile,
-                  const Tile<Format>& next, const int32_t* positions, const ScoreParams& params, int64_t head_dim,
+                  Ahead& ahead, const int32_t* positions, const ScoreParams& params, int64_t head_dim,
                   const RowState& state) {
     alignas(64) float scores[kGroupRows * kTileKeys];
     alignas(64) uint32_t weights[kGroupRows * kTileKeys / Format::kPack];
@@ -290,23 +256,21 @@ void attend_group(const uint32_t* q, const float* scales, int first_rows, int se
     const auto first = block_functions<Format, kFetch>(first_rows, all);
     const auto second = block_functions<Format, kFetch>(std::max(second_rows, 1), all);
 
-    const bool is_half = second_rows > 0;
-    const Ahead<Format, kFetch> ahead = {next, is_half, false}, second_ahead = {next, is_half, true};
     first.score(q, scales, tile, head_dim, ahead, scores);
     if (second_rows)
-        second.score(q + first_rows * head_dim / Format::kPack, scales + first_rows, tile, head_dim, second_ahead,
+        second.score(q + first_rows * head_dim / Format::kPack, scales + first_rows, tile, head_dim, ahead,
                      scores + first_rows * kTileKeys);
     const bool all_visible =
         positions[0] >= tile.start + kTileKeys - 1 && positions[rows - 1] - int64_t(params.window) < tile.start;
     if (!all_visible || params.soft_cap != 0.0f) adjust_scores(scores, rows, positions, tile.start, params);
     if constexpr (Format::kScaled)
-        update_scaled_softmax<Format>(scores, rows, tile, ahead, state, weights, factors);
+        update_scaled_softmax<Format>(scores, rows, tile, state, weights, factors);
     else
-        update_softmax<Format>(scores, rows, ahead, state, weights, factors);
+        update_softmax<Format>(scores, rows, state, weights, factors);
     first.weigh(weights, tile, head_dim, factors.kept, factors.added, ahead, state.out);
     if (second_rows)
         second.weigh(weights + first_rows * kTileKeys / Format::kPack, tile, head_dim, factors.kept + first_rows,
-                     factors.added + first_rows, second_ahead, state.out + first_rows * head_dim);
+                     factors.added + first_rows, ahead, state.out + first_rows * head_dim);
 }
 
 }  // namespace pagoda
