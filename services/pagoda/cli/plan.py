@@ -22,8 +22,8 @@ from pagoda.tokenizer.config import TokenizerOptions
 # Prompts take the processors that decoding and the other services leave. Whoever waits for the next token notices some
 # milliseconds; whoever waits for a prompt does not.
 _PREFILL_NICENESS = 10
-# A step that waits for its processor makes every stream wait. What other programs run there takes turns of milliseconds,
-# and still gets a tenth of it.
+# A step that waits for its processor makes every stream wait. Other programs there take turns of milliseconds, and of
+# these they get a tenth.
 _DECODE_NICENESS = -10
 
 

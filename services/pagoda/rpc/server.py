@@ -7,7 +7,8 @@
     await stop_event().wait()
     await server.stop(grace_s=5)
 
-Health starts NOT_SERVING; the service says when it is ready.
+Health starts NOT_SERVING; the service says when it is ready. For the name "live" it answers SERVING from start to stop:
+whether the process runs at all, whatever it waits for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pagoda.rpc.channel import CHANNEL_OPTIONS, SERVER_KEEPALIVE_OPTIONS
 from pagoda.rpc.interceptor import ErrorInterceptor
 
 logger = logging.getLogger(__name__)
+
+LIVE = "live"
 
 
 class ServiceServer:
@@ -44,6 +47,7 @@ class ServiceServer:
     async def start(self) -> None:
         """Opens the port; health answers NOT_SERVING. Raises OSError when the address cannot be bound."""
         await self.set_serving(False)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         try:
             port = self.grpc.add_insecure_port(self._listen)
         except RuntimeError as error:

@@ -87,6 +87,17 @@ async def test_health_serves(channel: grpc.aio.Channel, service: str) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_a_process_that_is_not_ready_is_live(tmp_path: Path) -> None:
+    server = ServiceServer(f"unix:{tmp_path}/server.sock", [SERVICE])
+    await server.start()
+    async with open_channel(server.address) as client:
+        check = health_pb2_grpc.HealthStub(client).Check
+        answers = {name: await check(health_pb2.HealthCheckRequest(service=name)) for name in ("", "live")}
+    await server.stop(grace_s=0)
+    status = health_pb2.HealthCheckResponse
+    assert {name: each.status for name, each in answers.items()} == {"": status.NOT_SERVING, "live": status.SERVING}
+
+
 async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
