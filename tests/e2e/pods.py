@@ -11,7 +11,6 @@ import re
 import signal
 import socket
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -56,8 +55,9 @@ class Pod:
 
     def passes(self, kind: str) -> bool:
         """kind: "readinessProbe" or "livenessProbe"; asked once"""
-        (how, target), *_ = ((how, self.container[kind][how]) for how in _PROBES if how in self.container[kind])
-        return _PROBES[how](self.address, target)
+        probe = self.container[kind]
+        (how,) = _PROBES.keys() & probe.keys()
+        return _PROBES[how](self.address, probe[how])
 
 
 class Pods:
@@ -196,7 +196,7 @@ def _http_get(address: str, probe: Manifest) -> bool:
     try:
         with urllib.request.urlopen(f"http://{address}:{probe['port']}{probe['path']}", timeout=_PROBE_TIMEOUT_S):
             return True
-    except (OSError, urllib.error.HTTPError):
+    except OSError:
         return False
 
 

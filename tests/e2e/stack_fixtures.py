@@ -71,12 +71,7 @@ class Server:
 
     def state(self, check_integrity: bool = False) -> scheduler_pb2.SchedulerState:
         """The scheduler's view; with `check_integrity`, after proving that every block has one owner."""
-        with open_blocking_channel(self.services()["scheduler"]["address"]) as channel:
-            stub = scheduler_pb2_grpc.SchedulerStub(channel)
-            answer = stub.GetState(scheduler_pb2.GetStateRequest(check_integrity=check_integrity), timeout=10)
-        assert list(answer.violations) == []
-        state: scheduler_pb2.SchedulerState = answer.state
-        return state
+        return scheduler_state(self.services()["scheduler"]["address"], check_integrity)
 
     def assert_idle(self) -> None:
         """Nothing runs or waits, no block is referenced, and the books are right."""
@@ -106,6 +101,16 @@ class Server:
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
         text: str = self.post("/v1/completions", body)["choices"][0]["text"]
         return text
+
+
+def scheduler_state(address: str, check_integrity: bool) -> scheduler_pb2.SchedulerState:
+    """See `Server.state`; of the scheduler at `address`."""
+    with open_blocking_channel(address) as channel:
+        stub = scheduler_pb2_grpc.SchedulerStub(channel)
+        answer = stub.GetState(scheduler_pb2.GetStateRequest(check_integrity=check_integrity), timeout=10)
+    assert list(answer.violations) == []
+    state: scheduler_pb2.SchedulerState = answer.state
+    return state
 
 
 def short_folder() -> Path:

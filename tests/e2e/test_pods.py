@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from pods import Pod, Pods, manifests
+from pods import MANIFESTS, Pod, Pods, manifests
 from processes import poll
-from stack_fixtures import Server, short_folder
+from stack_fixtures import Server, scheduler_state, short_folder
 
 from pagoda.bundled import CHAT_MODEL
 from pagoda.executor.config import ExecutorOptions
 from pagoda.gateway.config import GatewayOptions
-from pagoda.rpc.channel import open_blocking_channel
 from pagoda.tokenizer.config import TokenizerOptions
-from pagoda.v1 import scheduler_pb2, scheduler_pb2_grpc
+from pagoda.v1 import scheduler_pb2
 
 SMALL = "--max-model-len 1024 --max-num-seqs 16 --num-gpu-blocks-override 512 --device cpu --threads 1".split()
 # Long enough that another executor computes it.
@@ -44,11 +43,10 @@ class Stream:
 
     def __init__(self, pods: Pods, prompt: str) -> None:
         body = {"model": "pagoda", "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
+        body["stream"] = True
         self.num_parts = 0
         self._connection = http.client.HTTPConnection(pods.service("pagoda"), timeout=60)
-        self._connection.request(
-            "POST", "/v1/completions", json.dumps(body | {"stream": True}), {"content-type": "application/json"}
-        )
+        self._connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
 
     def text(self) -> str:
         """All of it, when it has ended."""
@@ -65,12 +63,7 @@ class Stream:
 
 def state(pods: Pods) -> scheduler_pb2.SchedulerState:
     """The scheduler's view, proven sound."""
-    with open_blocking_channel(pods.service("pagoda-scheduler")) as channel:
-        stub = scheduler_pb2_grpc.SchedulerStub(channel)
-        answer = stub.GetState(scheduler_pb2.GetStateRequest(check_integrity=True), timeout=10)
-    assert list(answer.violations) == []
-    found: scheduler_pb2.SchedulerState = answer.state
-    return found
+    return scheduler_state(pods.service("pagoda-scheduler"), check_integrity=True)
 
 
 def test_pods_serve_scale_and_come_back(pods: Pods, shared_server: Server) -> None:
@@ -101,6 +94,11 @@ def test_pods_serve_scale_and_come_back(pods: Pods, shared_server: Server) -> No
     assert pods.scale_down(more) == 0, pods.output
     while_they_run([])
     poll(lambda: not any(lane.num_referenced_blocks for lane in state(pods).lanes), 10, "every block is free")
+
+
+def test_executors_differ_in_their_role_only() -> None:
+    prefill, decode = ((MANIFESTS / f"{role}.yaml").read_text() for role in ("prefill", "decode"))
+    assert prefill.replace("prefill", "decode") == decode
 
 
 def test_every_service_has_the_pods_of_one_deployment() -> None:
